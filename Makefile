@@ -1,0 +1,69 @@
+# Every command a person or CI runs; bare `make` lists them.
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PY          := .venv/bin/python
+EXTRAS      := s3,torch,dali-cuda12,pipelines,dev
+CORE        := $(wildcard loader/core/*.[ch] loader/CMakeLists.txt)
+C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format sanitize fuzz wheel bench ci clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.built ## install what is missing, make .venv, build the extension
+	@echo "ready: source .venv/bin/activate"
+
+.venv/.installed: pyproject.toml constraints.txt scripts/install_packages.sh
+	scripts/install_packages.sh
+	[ -x $(PY) ] || python3 -m venv .venv
+	.venv/bin/pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
+	.venv/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
+	@touch $@ .venv/.built
+
+.venv/.built: .venv/.installed $(CORE)
+	.venv/bin/pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup ## photographs to a registered model, on this machine
+	$(PY) -m components.ingest.sample_photos demo/photos --count 1200
+	$(PY) -m pipelines data.source=demo/photos store.root=demo/store
+
+test: setup ## every test, C and Python
+	scripts/test_core.sh build/core-plain ""
+	$(PY) -m pytest -n 2 --dist worksteal
+
+test-fast: setup ## the tests that take no more than a few seconds each
+	$(PY) -m pytest -n 2 -m "not slow"
+
+lint: setup ## ruff, mypy, clang-format, codespell
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
+	.venv/bin/codespell
+
+format: setup ## rewrite Python and C in the house style
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/clang-format -i $(C_FILES)
+
+sanitize: setup ## the C tests and fuzz corpora under ASan+UBSan, then TSan; the loader's under ASan
+	scripts/test_core.sh build/core-asan address,undefined
+	scripts/test_core.sh build/core-tsan thread
+	scripts/test_loader_sanitized.sh
+
+fuzz: setup ## fuzz each parser for SECONDS_EACH (default 60) with clang's libFuzzer
+	scripts/fuzz.sh $${SECONDS_EACH:-60}
+
+wheel: setup ## build the wheel and repair it, so that it carries libjpeg-turbo
+	scripts/build_wheel.sh
+
+bench: setup ## measure against peers and ceilings; writes benchmarks/results/
+	$(PY) -m benchmarks
+
+ci: lint test sanitize demo wheel ## all that must pass before a change lands
+
+clean: ## remove what was built; keeps .venv and data
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

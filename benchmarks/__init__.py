@@ -1,0 +1,1 @@
+"""Measures tarpon, its peers and the ceilings in one run. Development only; never shipped."""

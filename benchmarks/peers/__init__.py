@@ -1,0 +1,1 @@
+"""One module per competitor or ceiling; each has ``make(data, **settings) -> Epoch``."""

@@ -1,0 +1,39 @@
+"""tarpon itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import tarpon
+from benchmarks.data import DataSet
+from benchmarks.measure import Epoch, Tally
+from benchmarks.members import SEED, SIZE, batch_size
+
+
+def make(
+    data: DataSet, *, image: Literal["raw", "crop"], threads: int, shuffle: bool, batch: int
+) -> Epoch:
+    field: tarpon.Raw | tarpon.RandomResizedCrop = tarpon.Raw("jpg")
+    if image == "crop":
+        field = tarpon.RandomResizedCrop(SIZE, ext="jpg")
+    loader = tarpon.Loader(
+        data.shards,
+        batch_size=batch_size(data, batch),
+        fields={"image": field, "label": tarpon.Int("cls")},
+        shuffle=shuffle,
+        seed=SEED,
+        threads=threads,
+    )
+
+    def raw(number: int, tally: Tally) -> None:
+        for made in loader:
+            images: tarpon.Ragged = made["image"]
+            labels = int(made["label"].sum())
+            tally.raw(len(images), images.data.nbytes, labels, lambda it=images: it)
+
+    def crop(number: int, tally: Tally) -> None:
+        for made in loader:
+            images = made["image"]
+            tally.pixels(len(images), images.nbytes, lambda it=images: it)
+
+    return raw if image == "raw" else crop

@@ -1,0 +1,322 @@
+"""Measure a logged model on the test split, in the run that trained it.
+
+It reads the test split and the model, never the checkpoints; the run's status stays as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import heapq
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from sklearn.metrics import classification_report, confusion_matrix
+from torch import nn
+
+from components import figures, loading, manifest, tracking
+from components.manifest import Manifest
+from components.progress import track
+from components.report import Report
+
+_log = logging.getLogger(__name__)
+
+WORST = 24
+"""Images in the grid of worst examples."""
+
+
+class ModelMismatchError(ValueError):
+    """The model and the dataset do not have the same classes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateReport(Report):
+    """How good a model is on one test split.
+
+    Args:
+        test_digest: Names the test samples and labels that were measured, in whatever dataset
+            version they lie: two models compare where it is equal.
+        accuracy, loss, macro_f1: Over all test samples.
+        classes: Class names, in the order of `confusion` and `per_class`.
+        confusion: Counts; rows are true classes, columns predicted ones.
+        per_class: precision, recall, f1 and support by class.
+        champion_version: The registered champion that was measured on the same samples; an empty
+            string where there is none or it cannot be compared, which `champion_note` explains.
+        champion_accuracy: Its accuracy here.
+    """
+
+    run_id: str
+    model_uri: str
+    dataset_url: str
+    dataset_digest: str
+    test_digest: str
+    samples: int
+    accuracy: float
+    loss: float
+    macro_f1: float
+    classes: list[str]
+    confusion: list[list[int]]
+    per_class: dict[str, dict[str, float]]
+    champion_version: str = ""
+    champion_accuracy: float | None = None
+    champion_note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Scores:
+    """What a model said about every test sample, in the order they were read."""
+
+    keys: list[str]
+    truth: np.ndarray
+    predicted: np.ndarray
+    loss: float
+    worst: list[tuple[float, int, int, float, np.ndarray]]
+    """(loss, true class, predicted class, its probability, image), the largest loss first."""
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.truth == self.predicted).mean())
+
+
+def evaluate(
+    dataset_url: str,
+    *,
+    model_uri: str,
+    run_id: str,
+    output: str,
+    batch_size: int = 256,
+    device: str = "auto",
+    threads: int | None = None,
+    champion_of: str | None = None,
+) -> EvaluateReport:
+    """Measure the model and log what was found to its run.
+
+    Args:
+        dataset_url: The folder of a dataset version.
+        model_uri: The logged model, `models:/m-...`, as the train step reports it.
+        run_id: The run that trained it.
+        output: A local folder for `report.json`, `report.csv` and the figures.
+        champion_of: A registered model: measure its champion on the same samples as well, if it
+            has not been already, so that the gate compares like with like.
+
+    Raises:
+        EmptySplitError: The test split has no samples.
+        ModelMismatchError: The model was trained on other classes.
+        TrackingError: MLflow has no such model.
+    """
+    version = manifest.read(dataset_url)
+    picked = loading.pick_device(device, cuda=torch.cuda.is_available())
+    client = tracking.connect()
+    model_id = tracking.model_id_of(model_uri)
+    scores = _score(version, model_uri, batch_size=batch_size, device=picked, threads=threads)
+    report = _report(version, scores, model_uri, run_id)
+    if champion_of is not None:
+        champion = _champion(client, champion_of, report)
+        if champion.champion_version and champion.champion_accuracy is None:
+            champion = _measure_champion(client, champion, champion_of, version, batch_size, picked)
+        report = champion
+    _write_files(Path(output), version, report, scores)
+    _log_to_run(client, run_id, model_id, version, report, Path(output))
+    _log.info("test accuracy %.4f on %d samples", report.accuracy, report.samples)
+    return report
+
+
+def _score(
+    version: Manifest, model_uri: str, *, batch_size: int, device: str, threads: int | None
+) -> _Scores:
+    """Run the model over the whole test split."""
+    network, classes, image_size = _load(model_uri)
+    if classes != list(version.classes):
+        raise ModelMismatchError(
+            f"{model_uri}: was trained on the classes {classes}, found {list(version.classes)} in "
+            f"{version.url}; evaluate it on a version with its own classes or train again"
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = network.to(device)
+    keys: list[str] = []
+    truth, predicted, total = [], [], 0.0
+    worst: list[tuple[float, int, int, int, float, np.ndarray]] = []
+    with (
+        loading.evaluation_batches(
+            version, "test", batch_size=batch_size, image_size=image_size, threads=threads
+        ) as batches,
+        torch.inference_mode(),
+    ):
+        for batch in track(batches, total=len(batches), label="evaluate"):
+            label = torch.from_numpy(batch["label"]).to(device)
+            image = torch.from_numpy(batch["image"]).to(device).permute(0, 3, 1, 2).float()
+            logits = network(image)
+            losses = nn.functional.cross_entropy(logits, label, reduction="none").cpu().numpy()
+            best = logits.softmax(1).max(1)
+            chosen, sure = best.indices.cpu().numpy(), best.values.cpu().numpy()
+            for i in np.argsort(-losses)[:WORST]:
+                row = (float(losses[i]), len(keys) + int(i), int(batch["label"][i]), int(chosen[i]))
+                heapq.heappush(worst, (*row, float(sure[i]), batch["image"][i].copy()))
+                if len(worst) > WORST:
+                    heapq.heappop(worst)
+            keys += batch.sample_keys
+            truth.append(np.array(batch["label"]))
+            predicted.append(chosen)
+            total += float(losses.sum())
+    rows = [(loss, true, guess, p, image) for loss, _, true, guess, p, image in worst]
+    return _Scores(
+        keys=keys,
+        truth=np.concatenate(truth),
+        predicted=np.concatenate(predicted),
+        loss=total / len(keys),
+        worst=sorted(rows, key=lambda row: -row[0]),
+    )
+
+
+def _load(model_uri: str) -> tuple[nn.Module, list[str], int]:
+    """The network, its classes and the side of the images it takes."""
+    try:
+        about = mlflow.models.get_model_info(model_uri).metadata or {}
+        network = mlflow.pytorch.load_model(model_uri)
+    except (MlflowException, OSError) as error:
+        raise tracking.TrackingError(
+            f"{model_uri}: cannot be loaded from {mlflow.get_tracking_uri()} ({error}); check "
+            "MLFLOW_TRACKING_URI, or train again"
+        ) from error
+    if "classes" not in about or "image_size" not in about:
+        raise ModelMismatchError(
+            f"{model_uri}: found no classes and image_size in its metadata, expected a model "
+            "logged by the train step"
+        )
+    return network, list(about["classes"]), int(about["image_size"])
+
+
+def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> EvaluateReport:
+    classes = list(version.classes)
+    labels = (classes[truth] for truth in scores.truth)
+    lines = (("test", key, label) for key, label in zip(scores.keys, labels, strict=True))
+    ticks = range(len(classes))
+    table: dict[str, Any] = classification_report(
+        scores.truth,
+        scores.predicted,
+        labels=ticks,
+        target_names=[str(tick) for tick in ticks],  # names such as 'accuracy' would collide
+        output_dict=True,
+        zero_division=0,
+    )
+    names = {"precision": "precision", "recall": "recall", "f1-score": "f1", "support": "support"}
+    return EvaluateReport(
+        run_id=run_id,
+        model_uri=model_uri,
+        dataset_url=version.url,
+        dataset_digest=version.digest,
+        test_digest=manifest.digest(lines),
+        samples=len(scores.keys),
+        accuracy=scores.accuracy,
+        loss=scores.loss,
+        macro_f1=float(table["macro avg"]["f1-score"]),
+        classes=classes,
+        confusion=confusion_matrix(scores.truth, scores.predicted, labels=ticks).tolist(),
+        per_class={
+            classes[tick]: {ours: float(table[str(tick)][name]) for name, ours in names.items()}
+            for tick in ticks
+        },
+    )
+
+
+def _champion(client: mlflow.MlflowClient, name: str, report: EvaluateReport) -> EvaluateReport:
+    """The report with the champion's version, and its accuracy here where that is known."""
+    champion = tracking.champion(client, name)
+    if champion is None or champion.source == report.model_uri:
+        return report
+    known = champion.tags.get(tracking.accuracy_tag(report.test_digest))
+    return dataclasses.replace(
+        report,
+        champion_version=str(champion.version),
+        champion_accuracy=None if known is None else float(known),
+    )
+
+
+def _measure_champion(
+    client: mlflow.MlflowClient,
+    report: EvaluateReport,
+    name: str,
+    version: Manifest,
+    batch_size: int,
+    device: str,
+) -> EvaluateReport:
+    """Measure a champion that never met these test samples; its version keeps the result."""
+    number = report.champion_version
+    source = client.get_model_version(name, number).source
+    _log.info("measuring the champion, version %s of %r, on the same samples", number, name)
+    try:
+        scores = _score(version, source, batch_size=batch_size, device=device, threads=None)
+    except (ModelMismatchError, tracking.TrackingError) as error:
+        return dataclasses.replace(report, champion_version="", champion_note=str(error))
+    tag = tracking.accuracy_tag(report.test_digest)
+    client.set_model_version_tag(name, number, tag, repr(scores.accuracy))
+    return dataclasses.replace(report, champion_accuracy=scores.accuracy)
+
+
+def _write_files(folder: Path, version: Manifest, report: EvaluateReport, scores: _Scores) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write(folder / "report.json")
+    (folder / "report.csv").write_text(_csv(report.per_class), encoding="utf-8")
+    title = f"test accuracy {report.accuracy:.4f}, {version.name} {version.version}"
+    confusion = figures.confusion(np.array(report.confusion), report.classes, title=title)
+    confusion.savefig(folder / "confusion_matrix.png", dpi=100)
+    captions = [
+        f"{report.classes[true]}\n{report.classes[guess]} {p:.2f}"
+        for _, true, guess, p, _ in scores.worst
+    ]
+    images = np.stack([image for *_, image in scores.worst])
+    worst = figures.image_grid(images, captions, title="largest loss: true class, answer")
+    worst.savefig(folder / "worst.png", dpi=100)
+
+
+def _csv(per_class: Mapping[str, Mapping[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "precision", "recall", "f1", "support"])
+    for name, row in per_class.items():
+        numbers = [f"{row[column]:.4f}" for column in ("precision", "recall", "f1")]
+        writer.writerow([name, *numbers, int(row["support"])])
+    return text.getvalue()
+
+
+def _log_to_run(
+    client: mlflow.MlflowClient,
+    run_id: str,
+    model_id: str,
+    version: Manifest,
+    report: EvaluateReport,
+    folder: Path,
+) -> None:
+    """Inputs, metrics linked to model and dataset, and the files; a second time adds nothing.
+
+    Through the client, not the fluent API: that would open the run again and decide its status.
+    """
+    tracking.log_dataset(client, run_id, version, "test", report.samples)
+    for name in ("report.json", "report.csv", "confusion_matrix.png", "worst.png"):
+        client.log_artifact(run_id, str(folder / name), "test")
+    metrics = {"accuracy": report.accuracy, "loss": report.loss, "macro_f1": report.macro_f1}
+    run = client.get_run(run_id).data
+    same = run.tags.get("test.digest") == report.test_digest
+    data = tracking.dataset_input(version, "test")
+    for name, value in metrics.items():
+        if same and run.metrics.get(f"test/{name}") == value:
+            continue
+        client.log_metric(
+            run_id,
+            f"test/{name}",
+            value,
+            step=0,
+            model_id=model_id,
+            dataset_name=data.name,
+            dataset_digest=data.digest,
+        )
+    client.set_tag(run_id, "test.digest", report.test_digest)

@@ -1,0 +1,41 @@
+"""`python -m components.ingest SOURCE --root R --name N`: the ingest step by hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from components.catalog import CatalogError
+from components.ingest import run
+from components.ingest.files import IngestError
+from components.store import StoreError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; prints the report as JSON and returns its exit status."""
+    parser = argparse.ArgumentParser(prog="components.ingest", description=run.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", help="folder with one subfolder of images per class")
+    parser.add_argument("--root", default="tarpon-data", help="store root (default tarpon-data)")
+    parser.add_argument("--name", default="photos", help="dataset name (default photos)")
+    parser.add_argument("--workers", type=int, help="threads (default: one per usable CPU)")
+    parser.add_argument("--max-pixels", type=int, default=run.MAX_PIXELS, metavar="N")
+    options = parser.parse_args(arguments)
+    try:
+        report = run.ingest(
+            options.source,
+            root=options.root,
+            name=options.name,
+            workers=options.workers,
+            max_pixels=options.max_pixels,
+        )
+    except (IngestError, CatalogError, StoreError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    print(report.to_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

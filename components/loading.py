@@ -1,0 +1,132 @@
+"""How a dataset version becomes batches for a network: the fields, the proof and the device.
+
+Shared by the steps that read shards. No torch in here: batches are numpy arrays.
+"""
+
+from __future__ import annotations
+
+import json
+
+import tarpon
+
+from components.manifest import LEAKAGE, Manifest
+from components.store import Store
+
+IMAGE_EXTENSIONS = "jpg;jpeg;png;webp;bmp;gif;tiff"
+"""What the image of a sample may be called in a shard."""
+
+
+class UnprovenDatasetError(ValueError):
+    """The dataset version has no valid proof that no sample or group is on two sides."""
+
+
+class EmptySplitError(ValueError):
+    """A split that a step needs has no samples, or too few for one batch."""
+
+
+class DeviceError(RuntimeError):
+    """The device asked for is not there."""
+
+
+def require_proof(manifest: Manifest) -> None:
+    """Refuse a dataset version whose `leakage.json` does not prove the split.
+
+    Raises:
+        UnprovenDatasetError: The proof is missing, failed, or was made for other samples.
+    """
+    store, where = Store(manifest.url), f"{manifest.url}/{LEAKAGE}"
+    remedy = "run the shard step's verify again, or set train.allow_unproven=true to train anyway"
+    if not store.exists(LEAKAGE):
+        raise UnprovenDatasetError(f"{where}: not found, expected the split's proof; {remedy}")
+    try:
+        proof = json.loads(store.read_bytes(LEAKAGE))
+        digest, ok = proof["digest"], proof["ok"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnprovenDatasetError(
+            f"{where}: found no digest and verdict in it, expected the split's proof; {remedy}"
+        ) from error
+    if digest != manifest.digest:
+        raise UnprovenDatasetError(
+            f"{where}: found the proof of digest {digest!r}, expected {manifest.digest!r} as in "
+            f"dataset.json; {remedy}"
+        )
+    if ok is not True:
+        raise UnprovenDatasetError(
+            f"{where}: found a sample or a group on two sides of the split (ok={ok!r}), expected "
+            f"ok=true; split again; {remedy}"
+        )
+
+
+def train_batches(
+    manifest: Manifest, *, batch_size: int, image_size: int, seed: int, threads: int | None
+) -> tarpon.Loader:
+    """Shuffled, randomly cropped and flipped batches of the train split, whole batches only.
+
+    Raises:
+        EmptySplitError: Fewer samples than one batch.
+    """
+    samples = split_samples(manifest, "train")
+    if samples < batch_size:
+        raise EmptySplitError(
+            f"{manifest.url}: the train split has {samples} samples, expected at least one batch "
+            f"of {batch_size}; lower train.batch_size or add data"
+        )
+    crop = tarpon.RandomResizedCrop(image_size, ext=IMAGE_EXTENSIONS)
+    return tarpon.Loader(
+        manifest.shards_url("train"),
+        batch_size=batch_size,
+        fields={"image": crop, "label": tarpon.Int("cls")},
+        shuffle=True,
+        seed=seed,
+        threads=threads,
+    )
+
+
+def evaluation_batches(
+    manifest: Manifest, split: str, *, batch_size: int, image_size: int, threads: int | None = None
+) -> tarpon.Loader:
+    """Every sample of a split once, in order, centre crop; the last batch may be short.
+
+    Raises:
+        EmptySplitError: The split has no samples.
+    """
+    if split_samples(manifest, split) == 0:
+        raise EmptySplitError(
+            f"{manifest.url}: the {split} split has no samples, expected at least one; raise its "
+            "share in split.fractions or add data"
+        )
+    return tarpon.Loader(
+        manifest.shards_url(split),
+        batch_size=batch_size,
+        fields={
+            "image": tarpon.CenterCrop(image_size, ext=IMAGE_EXTENSIONS),
+            "label": tarpon.Int("cls"),
+        },
+        shuffle=False,
+        last="keep",
+        threads=threads,
+    )
+
+
+def split_samples(manifest: Manifest, split: str) -> int:
+    """Samples in a split; 0 where the version has no such split."""
+    found = manifest.splits.get(split)
+    return 0 if found is None else found.samples
+
+
+def pick_device(requested: str, *, cuda: bool) -> str:
+    """`auto` to `cuda` where there is one, else `cpu`; `cuda` is torch.cuda.is_available().
+
+    Raises:
+        DeviceError: `cuda` was asked for and is absent, or no such device.
+    """
+    if requested == "auto":
+        return "cuda" if cuda else "cpu"
+    if requested not in ("cpu", "cuda"):
+        raise DeviceError(f"train.device={requested!r}: expected auto, cpu or cuda")
+    if requested == "cuda" and not cuda:
+        raise DeviceError(
+            "train.device='cuda': torch sees no CUDA device; use train.device=auto or cpu, or "
+            "check the driver, the pod's nvidia.com/gpu limit and that torch is a CUDA build"
+        )
+    return requested

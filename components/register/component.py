@@ -1,0 +1,33 @@
+"""KFP face of the register step."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(
+    config: str, evaluation: dsl.Input[dsl.Dataset], registration: dsl.Output[dsl.Dataset]
+) -> str:
+    """Pass the measured model through the gate; returns `<name> <version> <alias>`."""
+    import json
+
+    from components.register import run
+
+    settings = json.loads(config)
+    with open(evaluation.path, encoding="utf-8") as file:
+        measured = json.load(file)
+    gate = settings["register"]
+    report = run.register(
+        model_uri=measured["model_uri"],
+        run_id=measured["run_id"],
+        dataset_url=measured["dataset_url"],
+        accuracy=measured["accuracy"],
+        test_digest=measured["test_digest"],
+        name=gate["name"] or settings["data"]["name"],
+        min_accuracy=gate["min_accuracy"],
+        margin=gate["margin"],
+    )
+    report.write(registration.path)
+    registration.metadata.update(report.summary())
+    return f"{report.name} {report.version} {report.alias}"

@@ -1,0 +1,203 @@
+"""The gate: put a measured model into MLflow's registry and say whether it is the champion.
+
+It compares numbers that evaluate wrote down; it loads no model and reads no data. Nothing is ever
+lost: a model that fails the gate is a registered version too, with the reason on it.
+
+| what was found                                             | alias        |
+|------------------------------------------------------------|--------------|
+| accuracy below `min_accuracy`                              | none         |
+| no champion yet                                            | `champion`   |
+| accuracy >= the champion's on the same samples + `margin`  | `champion`   |
+| less than that                                             | `challenger` |
+| the champion was not measured on the same samples          | `challenger` |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+from typing import Any
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from components import manifest, tracking
+from components.report import Report
+
+_log = logging.getLogger(__name__)
+
+CHAMPION, CHALLENGER, NONE = "champion", "challenger", "none"
+
+
+class NotEvaluatedError(ValueError):
+    """Nothing says on which samples the model was measured."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterReport(Report):
+    """What the gate decided.
+
+    Args:
+        name, version: The registered model and its version.
+        alias: `champion`, `challenger` or `none`.
+        reason: One sentence for people, also the version's description.
+    """
+
+    name: str
+    version: str
+    alias: str
+    reason: str
+    accuracy: float
+    test_digest: str
+    model_uri: str
+
+
+def register(
+    *,
+    model_uri: str,
+    run_id: str,
+    dataset_url: str,
+    accuracy: float,
+    name: str | None = None,
+    min_accuracy: float = 0.0,
+    margin: float = 0.0,
+    test_digest: str | None = None,
+) -> RegisterReport:
+    """Register the model, once however often this is called, and give it its alias.
+
+    Args:
+        model_uri: The logged model, `models:/m-...`.
+        run_id: The run that trained it.
+        dataset_url: The version it was trained and measured on.
+        accuracy: On the test split, as evaluate reports it.
+        name: The registered model; None means the dataset's name.
+        min_accuracy: Below this the model gets no alias.
+        margin: How much better than the champion it must be, in accuracy; 0 lets equal win.
+        test_digest: The samples it was measured on, as evaluate reports; None asks the run.
+
+    Raises:
+        NotEvaluatedError: The run was never evaluated and `test_digest` is not given.
+        TrackingError: MLflow has no such model or refuses the name.
+    """
+    client = tracking.connect()
+    version = manifest.read(dataset_url)
+    name = name or version.name
+    digest = test_digest or _digest_of(client, run_id)
+    _require_logged(client, model_uri)
+    tags = {
+        "test_accuracy": repr(accuracy),
+        "test_digest": digest,
+        tracking.accuracy_tag(digest): repr(accuracy),
+        **tracking.dataset_tags(version),
+    }
+    found = _version_of(client, name, model_uri) or _create(client, name, model_uri, tags)
+    number = str(found.version)
+    for key in tags.keys() - {key for key, value in found.tags.items() if tags.get(key) == value}:
+        client.set_model_version_tag(name, number, key, tags[key])
+    champion = tracking.champion(client, name)
+    alias, reason = decide(
+        accuracy=accuracy,
+        test_digest=digest,
+        min_accuracy=min_accuracy,
+        margin=margin,
+        champion=champion,
+        model_uri=model_uri,
+    )
+    _set_alias(client, name, number, alias)
+    client.update_model_version(name, number, description=reason)
+    _log.info("%s version %s: %s", name, number, reason)
+    return RegisterReport(
+        name=name,
+        version=number,
+        alias=alias,
+        reason=reason,
+        accuracy=accuracy,
+        test_digest=digest,
+        model_uri=model_uri,
+    )
+
+
+def decide(
+    *,
+    accuracy: float,
+    test_digest: str,
+    min_accuracy: float,
+    margin: float,
+    champion: ModelVersion | None,
+    model_uri: str,
+) -> tuple[str, str]:
+    """The alias and the reason; touches nothing."""
+    if accuracy < min_accuracy:
+        return NONE, f"refused: accuracy {accuracy:.4f} is below min_accuracy {min_accuracy:.4f}"
+    if champion is None:
+        return CHAMPION, f"champion: the first model, accuracy {accuracy:.4f}"
+    if champion.source == model_uri:
+        return CHAMPION, f"champion: it is already, accuracy {accuracy:.4f}"
+    known = champion.tags.get(tracking.accuracy_tag(test_digest))
+    who = f"champion version {champion.version}"
+    if known is None:
+        return CHALLENGER, (
+            f"challenger: {who} was not measured on the test samples {test_digest[:16]}; run "
+            "evaluate with --champion-of, then register again"
+        )
+    facts = f"accuracy {accuracy:.4f} against {float(known):.4f} of {who}, margin {margin:.4f}"
+    if accuracy >= float(known) + margin:
+        return CHAMPION, f"champion: {facts}"
+    return CHALLENGER, f"challenger: {facts}"
+
+
+def _digest_of(client: mlflow.MlflowClient, run_id: str) -> str:
+    digest = client.get_run(run_id).data.tags.get("test.digest")
+    if not digest:
+        raise NotEvaluatedError(
+            f"run {run_id}: found no tag test.digest, expected the one that evaluate sets; "
+            "evaluate the model before registering it"
+        )
+    return str(digest)
+
+
+def _require_logged(client: mlflow.MlflowClient, model_uri: str) -> None:
+    try:
+        client.get_logged_model(tracking.model_id_of(model_uri))
+    except MlflowException as error:
+        raise tracking.TrackingError(
+            f"{model_uri}: not found in {mlflow.get_tracking_uri()}, expected the model that train "
+            "logged; check MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _version_of(client: mlflow.MlflowClient, name: str, model_uri: str) -> ModelVersion | None:
+    """The version that holds this very model, if there is one already."""
+    quoted = name.replace("'", "''")
+    found: Any = client.search_model_versions(f"name='{quoted}'")
+    return next((version for version in found if version.source == model_uri), None)
+
+
+def _create(
+    client: mlflow.MlflowClient, name: str, model_uri: str, tags: dict[str, str]
+) -> ModelVersion:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise tracking.TrackingError(
+                f"register.name={name!r}: MLflow refuses it ({error}); set register.name to a name "
+                "without '/' and ':'"
+            ) from error
+    with contextlib.redirect_stderr(io.StringIO()):  # it announces itself there
+        made: ModelVersion = mlflow.register_model(
+            model_uri, name, await_registration_for=60, tags=tags
+        )
+    return made
+
+
+def _set_alias(client: mlflow.MlflowClient, name: str, number: str, alias: str) -> None:
+    """Give the version this alias and no other of the two; a champion found too weak stays."""
+    aliases = client.get_model_version(name, number).aliases
+    if alias != NONE and alias not in aliases:
+        client.set_registered_model_alias(name, alias, number)
+    if alias != CHALLENGER and CHALLENGER in aliases:
+        client.delete_registered_model_alias(name, CHALLENGER)

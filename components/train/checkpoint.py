@@ -1,0 +1,108 @@
+"""Checkpoints of one training: whole or absent, newest two kept.
+
+This module does not know what is in one beyond tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.store import Store
+
+KEEP = 2
+"""How many are kept: should the newest turn out damaged, there is the one before."""
+
+_NAME = re.compile(r"^checkpoint-(\d{9})\.pt$")
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class State:
+    """Everything a training needs to go on as if nothing had happened.
+
+    Args:
+        run_id: The MLflow run that this training logs to.
+        epoch: The epoch the next step belongs to.
+        step: Optimiser steps taken so far, over all epochs.
+        sums: What the running epoch has added up so far; empty between epochs.
+        history: One row of metrics per finished epoch.
+        model, optimizer: Their state dicts.
+        loader: The train loader's state dict.
+        rng: Torch's random states, by device.
+    """
+
+    run_id: str
+    epoch: int
+    step: int
+    sums: dict[str, float]
+    history: list[dict[str, float]]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    loader: dict[str, Any]
+    rng: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder, named by the step they were taken after."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._store = Store(folder)
+
+    def save(self, state: State) -> str:
+        """Write one atomically, then drop all but the newest `KEEP`; returns its path."""
+        name = f"checkpoint-{state.step:09d}.pt"
+        with self._store.open_temp(name) as file:
+            torch.save({f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, file)
+        for old in self._newest_first()[KEEP:]:
+            old.unlink(missing_ok=True)
+        return str(self._folder / name)
+
+    def load_newest(self) -> State | None:
+        """The newest one that can be read; a damaged one is named in the log and passed over."""
+        for path in self._newest_first():
+            try:
+                return State(**torch.load(path, map_location="cpu", weights_only=True))
+            except Exception as error:  # torch raises half a dozen kinds for a cut-off file
+                _log.warning(
+                    "%s: cannot be read (%s: %s), expected a checkpoint; using the one before",
+                    path, type(error).__name__, str(error).splitlines()[0] if str(error) else "",
+                )  # fmt: skip
+        return None
+
+    def newest(self) -> str:
+        """The path of the newest one, or an empty string."""
+        found = self._newest_first()
+        return str(found[0]) if found else ""
+
+    def clear(self) -> None:
+        """Remove all of them."""
+        for path in self._newest_first():
+            path.unlink(missing_ok=True)
+
+    def _newest_first(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        found = [path for path in self._folder.iterdir() if _NAME.match(path.name)]
+        return sorted(found, reverse=True)
+
+
+def random_states() -> dict[str, Any]:
+    """Torch's random states now."""
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go back to states taken by `random_states`; a device that is not here is passed over."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

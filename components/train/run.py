@@ -1,0 +1,317 @@
+"""Train a classifier on a published dataset version; one MLflow run per training.
+
+Killed at any instant, the same command goes on where the last checkpoint was taken, in the same
+run; finished, it answers with the report it gave. It never touches the test split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from components import figures, loading, manifest, tracking
+from components.manifest import Manifest
+from components.report import Report
+from components.store import Store, local_path
+from components.train.checkpoint import Checkpoints, State
+from components.train.loop import StopSignals, Trainer
+from components.train.model import Classifier, build_model
+from components.train.settings import Settings, training_key
+
+_log = logging.getLogger(__name__)
+
+GRID_IMAGES = 24
+
+_DEFAULTS = Settings()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport(Report):
+    """What a training made and where it is.
+
+    Args:
+        run_id: The MLflow run.
+        model_uri: The logged model, `models:/m-...`.
+        checkpoint: Path of the last checkpoint.
+        epochs, steps: How many were trained in all.
+        train_loss, train_accuracy: Of the last epoch, on augmented images.
+        val_loss, val_accuracy: Of the last epoch; None where the val split is empty.
+        images_per_s: Of the last epoch, waiting included.
+        resumed_from_step: The step of the checkpoint this was continued from; None from scratch.
+    """
+
+    run_id: str
+    model_uri: str
+    checkpoint: str
+    dataset_url: str
+    dataset_digest: str
+    epochs: int
+    steps: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    images_per_s: float
+    resumed_from_step: int | None
+
+
+def train(
+    dataset_url: str,
+    *,
+    output: str,
+    epochs: int = _DEFAULTS.epochs,
+    batch_size: int = _DEFAULTS.batch_size,
+    image_size: int = _DEFAULTS.image_size,
+    lr: float = _DEFAULTS.lr,
+    seed: int = _DEFAULTS.seed,
+    model: str = _DEFAULTS.model,
+    device: str = _DEFAULTS.device,
+    weight_decay: float = _DEFAULTS.weight_decay,
+    warmup_epochs: float = _DEFAULTS.warmup_epochs,
+    label_smoothing: float = _DEFAULTS.label_smoothing,
+    threads: int | None = _DEFAULTS.threads,
+    checkpoint_every_s: float = _DEFAULTS.checkpoint_every_s,
+    experiment: str = "tarpon",
+    allow_unproven: bool = False,
+    fresh: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> TrainReport:
+    """Train to the last epoch and log the model.
+
+    Args:
+        dataset_url: The folder of a dataset version, `<root>/<name>/<version>`.
+        output: A local folder for checkpoints; each training has its own folder in it.
+        epochs ... checkpoint_every_s: See `Settings`.
+        experiment: MLflow experiment of a new run. `MLFLOW_RUN_ID`, when set, decides instead.
+        allow_unproven: Train even if the split's proof is missing or does not match.
+        fresh: Begin again, whatever checkpoints there are.
+        config: The whole pipeline config, kept with the run; None where there is none.
+
+    Raises:
+        UnprovenDatasetError, EmptySplitError, DeviceError, SettingsError, UnknownModelError:
+            The training cannot begin.
+        NonFiniteLossError: The loss blew up; the run is FAILED.
+        StopRequested: SIGTERM or Ctrl-C; a checkpoint is saved and the run is KILLED.
+    """
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        image_size=image_size,
+        lr=lr,
+        seed=seed,
+        model=model,
+        device=device,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        label_smoothing=label_smoothing,
+        threads=threads,
+        checkpoint_every_s=checkpoint_every_s,
+    )
+    version = manifest.read(dataset_url)
+    if not allow_unproven:
+        loading.require_proof(version)
+    picked = loading.pick_device(settings.device, cuda=torch.cuda.is_available())
+    key = training_key(settings, digest=version.digest, experiment=experiment)
+    folder = local_path(output) / key
+    Store(folder).check_writable()
+    return _Training(
+        settings=settings,
+        version=version,
+        device=picked,
+        folder=folder,
+        experiment=experiment,
+        config=dict(config) if config else {"train": dataclasses.asdict(settings)},
+    ).run(fresh=fresh)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Training:
+    """One training and the folder of its checkpoints and its report."""
+
+    settings: Settings
+    version: Manifest
+    device: str
+    folder: Path
+    experiment: str
+    config: dict[str, Any]
+
+    def run(self, *, fresh: bool) -> TrainReport:
+        client = tracking.connect()
+        checkpoints = Checkpoints(self.folder)
+        if fresh:
+            checkpoints.clear()
+            (self.folder / "report.json").unlink(missing_ok=True)
+        if (done := self._finished(client)) is not None:
+            _log.info("%s: this training is finished; its model is %s", self.folder, done.model_uri)
+            return done
+        state = checkpoints.load_newest()
+        earlier = state.run_id if state and tracking.run_is_usable(client, state.run_id) else None
+        if state and earlier is None:
+            _log.warning("mlflow has no run %s any more; going on in a new one", state.run_id)
+        name = f"{self.version.name}-{self.version.version}-{self.settings.model}"
+        tags = tracking.dataset_tags(self.version) | {"train.device": self.device}
+        with tracking.open_run(
+            client, experiment=self.experiment, name=name, tags=tags, resume=earlier
+        ) as run_id:
+            _log.info("mlflow run %s in experiment %r", run_id, self.experiment)
+            resumed = run_id == earlier
+            self._log_inputs(client, run_id)
+            trainer = self._fit(client, run_id, checkpoints, state, resumed=resumed)
+            report = self._report(
+                trainer, run_id, checkpoints.newest(), state.step if state else None
+            )
+        report.write(self.folder / "report.json")
+        return report
+
+    def _finished(self, client: mlflow.MlflowClient) -> TrainReport | None:
+        """The report of this very training, if it ended well and MLflow still has its model."""
+        path = self.folder / "report.json"
+        if not path.is_file():
+            return None
+        report = TrainReport.read(path)
+        if not tracking.run_is_usable(client, report.run_id):
+            return None
+        with contextlib.suppress(mlflow.MlflowException):
+            client.get_logged_model(tracking.model_id_of(report.model_uri))
+            return report
+        return None
+
+    def _log_inputs(self, client: mlflow.MlflowClient, run_id: str) -> None:
+        tracking.log_params(client, run_id, self.config)
+        client.log_text(run_id, json.dumps(self.config, indent=2, sort_keys=True), "config.json")
+        for split in ("train", "val"):
+            if samples := loading.split_samples(self.version, split):
+                tracking.log_dataset(client, run_id, self.version, split, samples)
+
+    def _fit(
+        self,
+        client: mlflow.MlflowClient,
+        run_id: str,
+        checkpoints: Checkpoints,
+        state: State | None,
+        *,
+        resumed: bool,
+    ) -> Trainer:
+        """Build network and loaders, train to the last epoch, give back what holds the result."""
+        settings, version = self.settings, self.version
+        torch.manual_seed(settings.seed)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        network = build_model(settings.model, len(version.classes)).to(self.device)
+        network = network.to(memory_format=torch.channels_last)
+        size = {"batch_size": settings.batch_size, "image_size": settings.image_size}
+        metrics = tracking.MetricLog(client, run_id, resumed=resumed)
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(StopSignals())
+            batches = stack.enter_context(
+                loading.train_batches(version, seed=settings.seed, threads=settings.threads, **size)
+            )
+            validation = None
+            if loading.split_samples(version, "val"):
+                validation = stack.enter_context(
+                    loading.evaluation_batches(version, "val", threads=settings.threads, **size)
+                )
+            trainer = Trainer(
+                model=network,
+                settings=settings,
+                device=self.device,
+                batches=batches,
+                validation=validation,
+                metrics=metrics,
+                checkpoints=checkpoints,
+                run_id=run_id,
+                stop=stop,
+                on_first_batch=lambda batch: self._log_samples(client, run_id, batch),
+            )
+            if state is not None:
+                trainer.restore(state)
+                for row in state.history:  # a new run gets the finished epochs as well
+                    metrics.add(round(row["epoch"]) * len(batches), row)
+                _log.info("going on after step %d, epoch %d", state.step, state.epoch + 1)
+            try:
+                trainer.fit()
+            finally:
+                metrics.flush()
+        return trainer
+
+    def _log_samples(
+        self, client: mlflow.MlflowClient, run_id: str, batch: Mapping[str, Any]
+    ) -> None:
+        """A grid of what the network is fed: after crop, flip and resize."""
+        images = np.asarray(batch["image"][:GRID_IMAGES])
+        captions = [self.version.classes[label] for label in batch["label"][:GRID_IMAGES]]
+        grid = figures.image_grid(images, captions, title="the first batch, as the network sees it")
+        client.log_figure(run_id, grid, "samples/train.png")
+
+    def _report(
+        self, trainer: Trainer, run_id: str, checkpoint: str, resumed_from: int | None
+    ) -> TrainReport:
+        """Log the curves and the model, and say what there is."""
+        client = mlflow.MlflowClient()
+        client.log_figure(run_id, figures.curves(trainer.history), "curves.png")
+        start = time.monotonic()
+        model_uri = self._log_model(trainer.model, trainer.step)
+        _log.info("model logged as %s in %.1f s", model_uri, time.monotonic() - start)
+        last = trainer.history[-1]
+        return TrainReport(
+            run_id=run_id,
+            model_uri=model_uri,
+            checkpoint=checkpoint,
+            dataset_url=self.version.url,
+            dataset_digest=self.version.digest,
+            epochs=trainer.epoch,
+            steps=trainer.step,
+            train_loss=last["train/loss"],
+            train_accuracy=last["train/accuracy"],
+            val_loss=last.get("val/loss"),
+            val_accuracy=last.get("val/accuracy"),
+            images_per_s=last["train/images_per_s"],
+            resumed_from_step=resumed_from,
+        )
+
+    def _log_model(self, network: Classifier, step: int) -> str:
+        """The model as MLflow serves it: an exported graph on the CPU that needs none of our code.
+
+        Input `float32[batch, 3, S, S]`, RGB, 0..255; output `float32[batch, classes]`, logits.
+        Requirements are given, not inferred: MLflow would start subprocesses to find them.
+        """
+        size, classes = self.settings.image_size, list(self.version.classes)
+        network = network.to("cpu", memory_format=torch.contiguous_format).eval()
+        float32 = np.dtype("float32")
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(float32, (-1, 3, size, size))]),
+            outputs=Schema([TensorSpec(float32, (-1, len(classes)))]),
+        )
+        about = {
+            "classes": classes,
+            "image_size": size,
+            "input": "float32 NCHW, RGB, 0..255, resized to image_size; normalised by the model",
+            "dataset_digest": self.version.digest,
+        }
+        info = mlflow.pytorch.log_model(
+            network,
+            name="model",
+            signature=signature,
+            input_example=np.zeros((2, 3, size, size), np.float32),
+            pip_requirements=[
+                f"torch=={torch.__version__.split('+')[0]}",
+                f"numpy=={np.__version__}",
+            ],
+            metadata=about,
+            tags={"dataset.digest": self.version.digest},
+            step=step,
+        )
+        return str(info.model_uri)

@@ -1,0 +1,62 @@
+/* engine.h -- threads that turn asked-for batches into filled ones, in the order they were asked.
+ *
+ *     tp_engine_create --> tp_engine_submit ... tp_engine_take, tp_engine_recycle ... --> free
+ *
+ *     submit -> [new] -> open: find, lay out, take a slab -> [open] -> fill slots -> [done] -> take
+ *               one batch at a time, in order                 all threads at once
+ *
+ * Batches are opened strictly in order, so that the memory ceiling can never be spent on a later
+ * batch while an earlier one waits.  When the pool is full, opening waits until a slab comes
+ * back.  Submit, take and recycle belong to one consumer thread at a time; the engine's own
+ * threads call nothing outside the core. */
+#ifndef TARPON_ENGINE_H
+#define TARPON_ENGINE_H
+
+#include "batch.h"
+
+typedef struct tp_engine tp_engine;
+
+struct tp_engine_options {
+    tp_dataset            *dataset; /* the engine keeps a reference of its own */
+    const struct tp_field *fields;  /* borrowed: must outlive the engine */
+    size_t                 field_count;
+    uint32_t               threads;      /* >= 1 */
+    uint64_t               buffer_bytes; /* ceiling on batch memory; UINT64_MAX: none */
+};
+
+/* Sums since creation, over all threads. */
+struct tp_engine_stats {
+    uint64_t samples, read_bytes;
+    uint64_t read_ns, decode_ns; /* time threads spent reading, decoding */
+    uint64_t idle_ns, full_ns;   /* waiting for a batch to be asked for, for room in the pool */
+    uint64_t held_bytes;         /* in batches that somebody holds now */
+};
+
+/* TP_OK: the caller owns *out, and its threads run. */
+TP_MUST_CHECK tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *options,
+                                         struct tp_error *err);
+
+/* Ask for one more batch; see tp_batch_set(). */
+TP_MUST_CHECK tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples,
+                                         const uint64_t *positions, uint32_t count, uint64_t seed,
+                                         uint64_t epoch, struct tp_error *err);
+
+/* Wait up to `timeout_ms` for the oldest batch asked for.  TP_OK: *out is done, the caller gives it
+ * back with tp_engine_recycle(); look at its `failure` first.  TP_ETIMEOUT: not yet; the message
+ * says what it waits for, and the batch stays the oldest.  TP_ERANGE: none was asked for. */
+TP_MUST_CHECK tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, tp_batch **out,
+                                       struct tp_error *err);
+
+/* Give a taken batch back.  Its slab goes to the pool unless the caller set `slab` to NULL. */
+void tp_engine_recycle(tp_engine *engine, tp_batch *batch);
+
+/* Forget every batch asked for and not taken. */
+void tp_engine_cancel(tp_engine *engine);
+
+void tp_engine_stats(tp_engine *engine, struct tp_engine_stats *stats);
+
+/* Stop and join the threads, free everything but slabs still held.  In a child after fork(), where
+ * the threads do not exist, everything is left as it is.  Accepts NULL. */
+void tp_engine_free(tp_engine *engine);
+
+#endif

@@ -1,0 +1,67 @@
+/* Any bytes as the text of an index over a 1 MiB tar.  Held: every member it accepts lies inside
+ * the tar, and what is accepted can be written and read back to the same text. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "index.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+#define HOLDS(claim)                                                                               \
+    do {                                                                                           \
+        if (!(claim)) {                                                                            \
+            (void)fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #claim);              \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+enum { TAR_BYTES = 1 << 20 };
+
+static void check_members(const tp_index *index)
+{
+    uint64_t members = 0;
+
+    for (uint64_t i = 0; i < tp_index_count(index); i++) {
+        struct tp_sample sample = tp_index_sample(index, i);
+        HOLDS(sample.member_count > 0 && strlen(sample.key) == sample.key_size);
+        members += sample.member_count;
+        for (uint32_t m = 0; m < sample.member_count; m++) {
+            const struct tp_member *member = &sample.members[m];
+            HOLDS(member->offset % 512 == 0 && member->offset >= 512);
+            HOLDS(member->offset <= TAR_BYTES && member->size <= TAR_BYTES - member->offset);
+            HOLDS(member->ext < tp_index_ext_count(index));
+        }
+    }
+    HOLDS(members == tp_index_members(index));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct tp_error err = {0};
+    tp_index       *index = NULL, *again = NULL;
+    char           *text = NULL, *text_again = NULL;
+    size_t          text_size = 0, again_size = 0;
+
+    tp_status st = tp_index_parse(&index, data, size, TAR_BYTES, "fuzz", &err);
+    HOLDS(st == err.status && (st == TP_OK) == (index != NULL));
+    HOLDS(st == TP_OK || st == TP_ECORRUPT || st == TP_EUNSUPPORTED);
+    if (st != TP_OK)
+        return 0;
+    check_members(index);
+    st = tp_index_format(index, &text, &text_size, "fuzz", &err);
+    HOLDS(st == TP_OK || st == TP_EUNSUPPORTED); /* an escape may have been white space */
+    if (st == TP_OK) {
+        st = tp_index_parse(&again, (uint8_t *)text, text_size, TAR_BYTES, "fuzz", &err);
+        HOLDS(st == TP_OK);
+        HOLDS(tp_index_format(again, &text_again, &again_size, "fuzz", &err) == TP_OK);
+        HOLDS(text_size == again_size && memcmp(text, text_again, text_size) == 0);
+    }
+    tp_free(text_again);
+    tp_index_free(again);
+    tp_free(text);
+    tp_index_free(index);
+    return 0;
+}

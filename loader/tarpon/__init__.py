@@ -1,0 +1,50 @@
+"""WebDataset shards to training batches, decoded by C threads in an exact, resumable order."""
+
+from tarpon.batch import Batch, Ragged
+from tarpon.dataset import Dataset, index, open
+from tarpon.errors import (
+    BadSampleError,
+    CorruptShardError,
+    LoaderTimeoutError,
+    StateMismatchError,
+    StoreError,
+    TarponError,
+)
+from tarpon.fields import (
+    CenterCrop,
+    Float,
+    Image,
+    Int,
+    Json,
+    Npy,
+    RandomResizedCrop,
+    Raw,
+    Text,
+)
+from tarpon.loader import Loader
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadSampleError",
+    "Batch",
+    "CenterCrop",
+    "CorruptShardError",
+    "Dataset",
+    "Float",
+    "Image",
+    "Int",
+    "Json",
+    "Loader",
+    "LoaderTimeoutError",
+    "Npy",
+    "Ragged",
+    "RandomResizedCrop",
+    "Raw",
+    "StateMismatchError",
+    "StoreError",
+    "TarponError",
+    "Text",
+    "index",
+    "open",
+]

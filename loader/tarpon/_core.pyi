@@ -1,0 +1,67 @@
+"""The C core; see loader/core/*.h for the contracts. Use the package ``tarpon`` instead."""
+
+from typing import Any
+
+Buffer = Any  # whatever has the buffer protocol; typing knows it from 3.12 on
+
+ORDER_VERSION: int
+
+class Slab:
+    """Memory of one batch, by the buffer protocol; writable."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Dataset:
+    """Shards of ``(path, samples or -1, bytes or -1)`` laid end to end."""
+
+    def __init__(self, shards: list[tuple[str, int, int]]) -> None: ...
+    def __len__(self) -> int: ...
+    def shard_samples(self) -> list[int]: ...
+    def sample(self, index: int, /) -> tuple[int, str, list[tuple[str, int, int]]]:
+        """``(shard number, key, [(extension, offset, size), ...])``."""
+    def read(self, index: int, /) -> dict[str, bytes]: ...
+
+class Engine:
+    """Threads that fill batches in the order they were submitted."""
+
+    def __init__(
+        self, dataset: Dataset, fields: list[tuple[Any, ...]], threads: int, buffer_bytes: int
+    ) -> None: ...
+    def submit(self, samples: Buffer, positions: Buffer, seed: int, epoch: int, /) -> None: ...
+    def take(
+        self, timeout_s: float, /
+    ) -> tuple[
+        Slab,
+        list[tuple[int, int, int]],
+        list[str],
+        list[tuple[int, int, bool, str, int, str]],
+    ]:
+        """``(slab, layouts, keys, issues)`` of the oldest batch.
+
+        A layout is ``(data_at, data_bytes, offsets_at)``; an issue is ``(slot, field, foreign,
+        message, offset, shard)``.
+        """
+    def cancel(self) -> None: ...
+    def stats(self) -> dict[str, float]: ...
+    def close(self) -> None: ...
+
+def order(
+    samples: int, shuffle: bool, seed: int, epoch: int, first: int, count: int, /
+) -> bytes: ...
+def position(samples: int, shuffle: bool, seed: int, epoch: int, sample: int, /) -> int: ...
+def index_text(path: str, /) -> bytes: ...
+def decode(jpeg: Buffer, /) -> tuple[bytes, int, int]: ...
+def random_box(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
+    seed: int,
+    epoch: int,
+    position: int,
+    /,
+) -> tuple[float, float, float, float, bool]: ...
+def center_box(
+    width: int, height: int, size: int, resize: int, /
+) -> tuple[float, float, float, float]: ...

@@ -1,0 +1,230 @@
+"""From what the core made of a batch to the arrays a user sees, and the slots that are bad."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tarpon import _core, _pillow
+from tarpon.batch import Ragged
+from tarpon.dataset import Dataset
+from tarpon.errors import BadSampleError
+from tarpon.fields import (
+    CenterCrop,
+    Crop,
+    Field,
+    Float,
+    Image,
+    Int,
+    Json,
+    Npy,
+    RandomResizedCrop,
+    Text,
+)
+
+# The numbers of enum tp_field_kind, tp_dtype and tp_layout.
+_RAW, _INT, _RANDOM_CROP, _CENTER_CROP = range(4)
+_DTYPES = ("uint8", "float16", "float32")
+_LAYOUTS = ("NHWC", "NCHW")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One batch, as it was asked of the engine."""
+
+    epoch: int
+    step: int
+    start: int  # position of the global batch's first sample
+    samples: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    valid: npt.NDArray[np.bool_]
+
+
+def describe(field: Field) -> tuple[Any, ...]:
+    """The field as the engine takes it; what the core cannot make, it fetches as raw bytes."""
+    extensions = ";".join(field.extensions)
+    if isinstance(field, RandomResizedCrop | CenterCrop):
+        random = isinstance(field, RandomResizedCrop)
+        return (
+            _RANDOM_CROP if random else _CENTER_CROP,
+            extensions,
+            field.size,
+            _DTYPES.index(field.dtype),
+            _LAYOUTS.index(field.layout),
+            tuple(map(float, field.mean or (0, 0, 0))),
+            tuple(map(float, field.std or (1, 1, 1))),
+            field.scale if isinstance(field, RandomResizedCrop) else (1.0, 1.0),
+            field.ratio if isinstance(field, RandomResizedCrop) else (1.0, 1.0),
+            field.flip if isinstance(field, RandomResizedCrop) else 0.0,
+            0 if isinstance(field, RandomResizedCrop) else field.resize or 0,
+            field.exact,
+        )
+    unused = (1, 0, 0, (0.0,) * 3, (1.0,) * 3, (1.0, 1.0), (1.0, 1.0), 0.0, 0, False)
+    return (_INT if isinstance(field, Int) else _RAW, extensions, *unused)
+
+
+def _npy(data: memoryview) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+_FROM_BYTES: dict[type[Field], Callable[[memoryview], Any]] = {
+    Float: lambda data: float(bytes(data)),
+    Text: lambda data: str(data, "utf-8"),
+    Json: lambda data: json.loads(bytes(data)),
+    Npy: _npy,
+    Image: _pillow.decode,
+}
+_EXPECTED: dict[type[Field], str] = {
+    Float: "a number",
+    Text: "UTF-8 text",
+    Json: "a JSON document",
+    Npy: "a .npy array without objects",
+    Image: "an image",
+}
+
+
+class Decoder:
+    """Makes a batch's columns; one per loader. Its threads only run for what Pillow decodes."""
+
+    def __init__(
+        self, dataset: Dataset, fields: Mapping[str, Field], *, threads: int, seed: int
+    ) -> None:
+        self._dataset = dataset
+        self._fields = dict(fields)
+        self._seed = seed
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def columns(
+        self,
+        ask: Ask,
+        slab: _core.Slab,
+        layouts: list[tuple[int, int, int]],
+        issues: list[tuple[int, int, bool, str, int, str]],
+        keys: list[str],
+    ) -> tuple[dict[str, Any], dict[int, BadSampleError]]:
+        """The fields by name, and for each bad slot why it is bad."""
+        bad: dict[int, BadSampleError] = {}
+        foreign: list[tuple[int, int]] = []
+        for slot, number, is_foreign, message, offset, shard in sorted(issues):
+            if is_foreign:
+                foreign.append((slot, number))
+            else:
+                bad.setdefault(
+                    slot, _error(message, shard, keys[slot], offset, message.split(": ", 1)[-1])
+                )
+        columns: dict[str, Any] = {}
+        for number, (name, field) in enumerate(self._fields.items()):
+            column: Any = _view(field, len(ask.samples), slab, layouts[number])
+            wanted = [slot for slot, of in foreign if of == number]
+            if isinstance(field, RandomResizedCrop | CenterCrop):
+                self._each(wanted, partial(self._crop, ask, field, column), bad)
+            elif type(field) in _FROM_BYTES:
+                column = self._convert(ask, field, column, bad)
+            columns[name] = column
+        return columns, bad
+
+    def _crop(self, ask: Ask, field: Crop, column: npt.NDArray[Any], slot: int) -> None:
+        """Fill one slot from an image that is not a JPEG."""
+        sample = self._dataset.core.read(int(ask.samples[slot]))
+        extension = next(name for name in field.extensions if name in sample)
+        try:
+            column[slot] = _pillow.crop(
+                sample[extension],
+                field,
+                seed=self._seed,
+                epoch=ask.epoch,
+                position=int(ask.positions[slot]),
+            )
+        except _pillow.UndecodableError as error:
+            raise self._bad(ask, slot, field, str(error)) from error
+
+    def _convert(
+        self, ask: Ask, field: Field, raw: Ragged, bad: dict[int, BadSampleError]
+    ) -> list[Any] | npt.NDArray[np.float64]:
+        values: list[Any] = [None] * len(raw)
+
+        def convert(slot: int) -> None:
+            try:
+                values[slot] = _FROM_BYTES[type(field)](raw[slot])
+            except (ValueError, EOFError) as error:
+                expected = _EXPECTED[type(field)]
+                reason = f"component {field.ext}: {error}, expected {expected}"
+                raise self._bad(ask, slot, field, reason) from error
+
+        slots = [slot for slot in range(len(raw)) if slot not in bad]
+        if isinstance(field, Image):
+            self._each(slots, convert, bad)
+        else:
+            _collect(slots, convert, bad)
+        if isinstance(field, Float):
+            return np.array([0.0 if value is None else value for value in values], np.float64)
+        return values
+
+    def _each(
+        self, slots: list[int], work: Callable[[int], None], bad: dict[int, BadSampleError]
+    ) -> None:
+        """Run `work` for each slot on the pool; Pillow and the core drop the GIL."""
+        if len(slots) < 2:
+            _collect(slots, work, bad)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tarpon-pillow")
+        futures = {slot: self._pool.submit(work, slot) for slot in slots}
+        _collect(slots, lambda slot: futures[slot].result(), bad)
+
+    def _bad(self, ask: Ask, slot: int, field: Field, reason: str) -> BadSampleError:
+        number, key, members = self._dataset.core.sample(int(ask.samples[slot]))
+        shard = self._dataset.shards[number]
+        offset = next(
+            (at for wanted in field.extensions for name, at, _ in members if name == wanted), 0
+        )
+        return _error(
+            f"{shard}, sample {key} at byte {offset}: {reason}", shard, key, offset, reason
+        )
+
+
+def _collect(slots: list[int], work: Callable[[int], None], bad: dict[int, BadSampleError]) -> None:
+    for slot in slots:
+        try:
+            work(slot)
+        except BadSampleError as error:
+            bad.setdefault(slot, error)
+
+
+def _error(message: str, shard: str, key: str, offset: int, reason: str) -> BadSampleError:
+    error = BadSampleError(message)
+    error.shard, error.key, error.offset, error.reason = shard, key, offset, reason
+    return error
+
+
+def _view(
+    field: Field, count: int, slab: _core.Slab, layout: tuple[int, int, int]
+) -> npt.NDArray[Any] | Ragged:
+    """The field's part of the slab, without a copy."""
+    data_at, data_bytes, offsets_at = layout
+    buffer: Any = slab
+    if isinstance(field, Int):
+        return np.ndarray((count,), np.int64, buffer, data_at)
+    if isinstance(field, RandomResizedCrop | CenterCrop):
+        side = field.size
+        shape = (count, 3, side, side) if field.layout == "NCHW" else (count, side, side, 3)
+        return np.ndarray(shape, field.dtype, buffer, data_at)
+    return Ragged(
+        np.ndarray((data_bytes,), np.uint8, buffer, data_at),
+        np.ndarray((count + 1,), np.int64, buffer, offsets_at),
+    )

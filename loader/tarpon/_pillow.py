@@ -1,0 +1,71 @@
+"""Images the core does not decode (PNG, WebP, ...), and whole images. Pillow, on Python threads."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from tarpon import _core
+from tarpon.fields import CenterCrop, Crop
+
+_JPEG = b"\xff\xd8\xff"
+
+
+class UndecodableError(ValueError):
+    """The bytes are no image that Pillow knows."""
+
+
+def decode(data: bytes | memoryview) -> npt.NDArray[np.uint8]:
+    """The whole image: ``uint8[H, W, 3]``, EXIF applied. JPEGs are decoded by the core."""
+    if bytes(data[:3]) == _JPEG:
+        try:
+            pixels, height, width = _core.decode(data)
+        except ValueError as error:
+            raise UndecodableError(str(error)) from error
+        return np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
+    return np.array(_open(data))
+
+
+def crop(
+    data: bytes, field: Crop, *, seed: int, epoch: int, position: int
+) -> npt.NDArray[np.uint8 | np.float16 | np.float32]:
+    """What the core would make of a JPEG, made of any other image."""
+    image = _open(data)
+    flip = False
+    box: tuple[float, float, float, float]
+    if isinstance(field, CenterCrop):
+        box = _core.center_box(image.width, image.height, field.size, field.resize or 0)
+    else:
+        *edges, flip = _core.random_box(
+            image.width,
+            image.height,
+            field.scale,
+            field.ratio,
+            field.flip,
+            seed,
+            epoch,
+            position,
+        )
+        box = (edges[0], edges[1], edges[2], edges[3])
+    side = (field.size, field.size)
+    pixels = np.asarray(image.resize(side, Image.Resampling.BILINEAR, box=box))
+    if flip:
+        pixels = pixels[:, ::-1]
+    if field.dtype != "uint8":
+        mean = np.asarray(field.mean or (0, 0, 0), np.float32)
+        std = np.asarray(field.std or (1, 1, 1), np.float32)
+        pixels = ((pixels - mean) / std).astype(field.dtype)
+    return pixels.transpose(2, 0, 1) if field.layout == "NCHW" else pixels
+
+
+def _open(data: bytes | memoryview) -> Image.Image:
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if image.mode.startswith("I;16"):  # convert() would clip 16 bits, not scale them
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UndecodableError(f"{error}, expected an image") from error

@@ -1,0 +1,130 @@
+"""Random access to the samples of tar shards. Reads; never writes, never decodes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+from tarpon import _core
+from tarpon._shards import Shard, Shards, resolve
+from tarpon.errors import StoreError
+
+
+class Dataset(Sequence[dict[str, bytes]]):
+    """The samples of a list of shards, by number.
+
+    ``ds[i]`` is a dict of every component's bytes by lower-case extension, read from the tar at
+    its indexed offset. Indexes come from the ``.idx`` beside each tar, or from one pass over the
+    tar. An archive without samples has length 0. Any number of threads may read.
+
+    Raises:
+        StoreError: A shard is missing, unreadable or not the size its list says.
+        CorruptShardError: A shard or index breaks its format, or they disagree.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self._name = repr(shards) if isinstance(shards, str) else "dataset"
+        self._shards = resolve(shards)
+        self.core = _core.Dataset([(s.path, s.samples, s.bytes) for s in self._shards])
+        """The C object behind; for the loader."""
+
+    @property
+    def shards(self) -> list[str]:
+        """Paths of the tars, in order."""
+        return [shard.path for shard in self._shards]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of each shard's name, sample count and size: what a state is bound to."""
+        digest = hashlib.sha256()
+        for shard, samples in zip(self._shards, self.core.shard_samples(), strict=True):
+            digest.update(f"{Path(shard.path).name}\0{samples}\0{_size(shard)}\n".encode())
+        return digest.hexdigest()[:32]
+
+    def key(self, index: int) -> str:
+        """The key of sample `index`: its members' common name up to the first dot."""
+        return self.core.sample(self._number(index))[1]
+
+    def __len__(self) -> int:
+        return len(self.core)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, bytes]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, bytes]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, bytes] | list[dict[str, bytes]]:
+        if isinstance(index, slice):
+            return [self.core.read(number) for number in range(*index.indices(len(self)))]
+        return self.core.read(self._number(index))
+
+    def __iter__(self) -> Iterator[dict[str, bytes]]:
+        return (self.core.read(number) for number in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<tarpon.Dataset {self._name}: {len(self)} samples in {len(self._shards)} shards>"
+
+    def _number(self, index: int) -> int:
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {index} of a dataset of {len(self)} samples")
+        return number
+
+
+def _size(shard: Shard) -> int:
+    if shard.bytes >= 0:
+        return shard.bytes
+    try:
+        return Path(shard.path).stat().st_size
+    except OSError as error:
+        raise StoreError(f"{shard.path}: {error.strerror or error}") from error
+
+
+def open(shards: Shards) -> Dataset:
+    """Open shards for random access; see `Dataset`."""
+    return Dataset(shards)
+
+
+def index(shards: Shards, *, force: bool = False) -> list[Path]:
+    """Write DALI's ``.idx`` beside each tar that has none, from one pass over its headers.
+
+    Args:
+        shards: Anything `open` takes.
+        force: Also replace the indexes that are there.
+
+    Returns:
+        The index files written, in order.
+
+    Raises:
+        CorruptShardError: Not a plain tar, or a name with white space, which the format cannot
+            hold. Nothing is written for that shard.
+        StoreError: The folder cannot be written.
+    """
+    written = []
+    for shard in resolve(shards):
+        path = sidecar(shard.path)
+        if force or not path.exists():
+            write_sidecar(shard.path)
+            written.append(path)
+    return written
+
+
+def sidecar(shard: str) -> Path:
+    """Where the index of a tar lies: ``train-000000.tar`` -> ``train-000000.idx``."""
+    return Path(shard.removesuffix(".tar") + ".idx")
+
+
+def write_sidecar(shard: str) -> None:
+    """Index one tar; the file appears whole or not at all."""
+    text = _core.index_text(shard)
+    path = sidecar(shard)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: {error.strerror or error}, expected a folder that can be written; "
+            "readers can do without: they then scan the tar each time"
+        ) from error

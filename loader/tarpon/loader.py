@@ -1,0 +1,466 @@
+"""The loader: positions of an epoch in, batches out, exact at any point. Order, state and errors.
+
+Reading and decoding happen in the core (core/engine.h); this module only decides which samples
+stand in which batch, and what to do about bad ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tarpon import _core
+from tarpon._decode import Ask, Decoder, describe
+from tarpon._shards import Shards
+from tarpon.batch import Batch
+from tarpon.dataset import Dataset
+from tarpon.errors import BadSampleError, StateMismatchError, TarponError
+from tarpon.fields import Field, Raw
+
+_AHEAD = 3  # batches asked for before they are wanted: one in use, one done, one in the making
+_THREADS_MOST = 16
+_UNLIMITED = 2**64 - 1
+_STATE_VERSION = 1
+
+_log = logging.getLogger("tarpon")
+
+
+class Loader:
+    """Resumable stream of batches from tar shards; one per rank.
+
+    Reading, JPEG decoding and resizing run on C threads without the GIL; the caller only waits.
+
+        with tarpon.Loader(
+            "photos/v3/train.json",
+            batch_size=256,
+            fields={"image": tarpon.RandomResizedCrop(224), "label": tarpon.Int("cls")},
+            seed=17,
+        ) as loader:
+            for batch in loader:                       # one epoch; the next `for` is the next
+                step(batch["image"], batch["label"])   # uint8[256, 224, 224, 3], int64[256]
+
+    Args:
+        shards: A shard list (``train.json``), a tar, ``train-{000000..000127}.tar``, a glob, a
+            folder, or a list of these. Local files.
+        batch_size: Samples per batch on this rank.
+        fields: What to make of each sample, by the name it gets in the batch; see
+            ``tarpon.fields``. ``None``: every component of the first sample, as raw bytes.
+        shuffle: A true permutation of the whole dataset, another one each epoch. ``False``:
+            samples come as they lie in the shards.
+        seed: Fixes order, crops and flips, on any machine and for any world size.
+        rank, world_size: Default to ``torch.distributed`` when it is initialised, else to the
+            ``RANK`` and ``WORLD_SIZE`` of torchrun, else to a single rank.
+        lanes, window_samples: Accept ``None``, or ``1`` and ``"all"``: the whole dataset is one
+            lane and one window.
+        last: ``"drop"`` the rest that fills no global batch, ``"pad"`` it with repeats marked in
+            ``batch.valid``, or ``"keep"`` it short (one rank only).
+        on_bad_sample: ``"raise"``, or ``"substitute"``: the next good sample of the order takes
+            the slot; logged once each and counted in ``stats()``.
+        threads: C threads; default one per core this process may use, at most 16.
+        buffer_bytes: Hard ceiling on the memory of batches, in the making and in use. Reading
+            pauses there. ``None``: what three batches ahead need.
+        cache_dir, cache_bytes, store: For remote shards, which are not supported yet.
+        timeout_s: Longest wait for one batch.
+
+    Yields:
+        ``Batch``: arrays view the loader's memory and hold it until dropped.
+
+    Raises:
+        StoreError: A shard is missing, unreadable, replaced or not the size its list says.
+        CorruptShardError: A shard or index breaks its format; carries ``shard`` and ``offset``.
+        BadSampleError: A wanted field cannot be made, with ``on_bad_sample="raise"``.
+        LoaderTimeoutError: No batch within ``timeout_s``; says what it waited for.
+        StateMismatchError: From ``load_state_dict``.
+
+    State: ``state_dict()`` and ``load_state_dict()`` are exact at any batch. One consumer thread.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        batch_size: int,
+        fields: Mapping[str, Field] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        lanes: int | None = None,
+        window_samples: int | Literal["all"] | None = None,
+        last: Literal["drop", "pad", "keep"] = "drop",
+        on_bad_sample: Literal["raise", "substitute"] = "raise",
+        threads: int | None = None,
+        buffer_bytes: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        timeout_s: float = 600,
+        store: Any = None,
+    ) -> None:
+        _refuse_unsupported(lanes, window_samples, cache_dir, cache_bytes, store)
+        self._rank, self._world_size = _place(rank, world_size)
+        self._batch_size = _positive("batch_size", batch_size)
+        self._global = self._batch_size * self._world_size
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed={seed}, expected 0 to 2^64 - 1")
+        _one_of("last", last, ("drop", "pad", "keep"))
+        _one_of("on_bad_sample", on_bad_sample, ("raise", "substitute"))
+        if last == "keep" and self._world_size > 1:
+            raise ValueError(
+                f"last='keep' with world_size={self._world_size}, expected one rank: the others "
+                "would wait for a batch that never comes; use last='pad' or 'drop'"
+            )
+        self._shuffle, self._seed, self._last = bool(shuffle), seed, last
+        self._substitute = on_bad_sample == "substitute"
+        self._timeout_s = timeout_s
+
+        self.dataset = Dataset(shards)
+        self.num_samples = len(self.dataset)
+        self._check_size(shards)
+        threads = _default_threads() if threads is None else _positive("threads", threads)
+        self._fields = dict(fields) if fields is not None else self._every_component()
+        self._decoder = Decoder(self.dataset, self._fields, threads=threads, seed=seed)
+        self._engine = _core.Engine(
+            self.dataset.core,
+            [describe(field) for field in self._fields.values()],
+            threads,
+            _UNLIMITED if buffer_bytes is None else _positive("buffer_bytes", buffer_bytes),
+        )
+        self._pid = os.getpid()
+        self._epoch = 0
+        self._position = 0  # samples of the epoch handed over, on all ranks together
+        self._asked: deque[Ask] = deque()
+        self._bad: dict[int, BadSampleError] = {}
+        self._handed = 0
+        self._wait_s = 0.0
+        self._started: float | None = None
+
+    # ---- iteration ---------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Batches per epoch on this rank."""
+        if self._last == "drop":
+            return self.num_samples // self._global
+        return -(-self.num_samples // self._global)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._check_usable()
+        if self._count_at(self._position) == 0:
+            self.set_epoch(self._epoch + 1)
+        epoch = self._epoch
+        while self._epoch == epoch and self._count_at(self._position) > 0:
+            yield self._advance()  # no name here, which would hold the batch and its memory
+        if self._epoch == epoch:
+            self._epoch, self._position = epoch + 1, 0
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Batch number `step` of `epoch` on this rank: a pure function, whatever came before.
+
+        Does not move the loader. Asking for steps in turn reads ahead, as iterating does.
+        """
+        self._check_usable()
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of an epoch of {len(self)} batches")
+        return self._take(epoch, step * self._global)
+
+    def where(self, index: int, epoch: int) -> tuple[int, int, int] | None:
+        """(step, rank, slot) at which sample `index` falls in `epoch`; ``None``: dropped."""
+        position = _core.position(self.num_samples, self._shuffle, self._seed, epoch, index)
+        step, rest = divmod(position, self._global)
+        return (step, *divmod(rest, self._batch_size)) if step < len(self) else None
+
+    # ---- position and state ------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch, or of the last one while its `for` still runs."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`."""
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch}, expected 0 or more")
+        self._epoch, self._position = int(epoch), 0
+
+    def state_dict(self) -> dict[str, int | str | bool]:
+        """Where the loader stands: batches handed over, not prefetched. JSON-able, < 1 KB."""
+        return {
+            "version": _STATE_VERSION,
+            "order": _core.ORDER_VERSION,
+            "fingerprint": self.dataset.fingerprint,
+            "samples": self.num_samples,
+            "shuffle": self._shuffle,
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state` was taken; the next batch starts with the next sample.
+
+        World size, batch size and threads may differ from those of the loader that made it.
+
+        Raises:
+            StateMismatchError: It is of another dataset, seed, shuffle or order; names both.
+        """
+        mine = self.state_dict()
+        missing = [key for key in mine if key not in state]
+        if missing:
+            raise StateMismatchError(f"state without {missing}, expected a Loader.state_dict()")
+        for key in ("version", "order", "fingerprint", "samples", "shuffle", "seed"):
+            if state[key] != mine[key]:
+                raise StateMismatchError(
+                    f"state of {key} {state[key]!r}, this loader has {mine[key]!r}; build the "
+                    "loader on the same shards with the same shuffle and seed"
+                )
+        if state["epoch"] < 0 or not 0 <= state["position"] <= self.num_samples:
+            raise StateMismatchError(
+                f"state at epoch {state['epoch']}, position {state['position']}, expected a "
+                f"position within {self.num_samples} samples"
+            )
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+
+    # ---- what it did ---------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Sums since the loader was made.
+
+        ``samples``, ``bytes`` read, ``samples_per_s``; seconds the consumer waited
+        (``wait_s``); seconds summed over threads that they read (``read_s``), decoded
+        (``decode_s``), waited for room (``full_s``) or for work (``idle_s``);
+        ``cache_hits``, ``retries``; ``bad_samples``: a list of shard, key, offset and reason.
+        """
+        self._check_usable()
+        sums = self._engine.stats()
+        elapsed = time.monotonic() - self._started if self._started is not None else 0.0
+        return sums | {
+            "samples": self._handed,
+            "bytes": int(sums["bytes"]),
+            "samples_per_s": self._handed / elapsed if elapsed > 0 else 0.0,
+            "wait_s": self._wait_s,
+            "cache_hits": 0,
+            "retries": 0,
+            "bad_samples": [
+                {
+                    "shard": error.shard,
+                    "key": error.key,
+                    "offset": error.offset,
+                    "reason": error.reason,
+                }
+                for error in self._bad.values()
+            ],
+        }
+
+    def close(self) -> None:
+        """Stop the threads. Batches handed over stay valid. Safe to call again."""
+        if os.getpid() == self._pid:
+            self._engine.close()
+            self._decoder.close()
+        self._asked.clear()
+        self._pid = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<tarpon.Loader {self.num_samples} samples, {len(self)} batches of "
+            f"{self._batch_size} on rank {self._rank} of {self._world_size}, epoch {self._epoch}>"
+        )
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _count_at(self, position: int) -> int:
+        """Samples of the global batch that starts at `position`; 0: the epoch is over."""
+        left = self.num_samples - position
+        if left <= 0 or (self._last == "drop" and left < self._global):
+            return 0
+        return min(left, self._global) if self._last == "keep" else self._global
+
+    def _ask(self, epoch: int, start: int) -> None:
+        count = self._count_at(start)
+        first = start + self._rank * self._batch_size
+        share = min(self._batch_size, count)
+        positions = np.arange(first, first + share, dtype=np.int64)
+        samples = self._samples_at(epoch, positions)
+        for slot in np.flatnonzero(np.isin(samples, list(self._bad))):
+            samples[slot] = self._substitute_for(epoch, int(positions[slot]))
+        ask = Ask(
+            epoch=epoch,
+            step=start // self._global,
+            start=start,
+            samples=samples,
+            positions=positions,
+            valid=positions < self.num_samples,
+        )
+        self._engine.submit(samples, positions, self._seed, epoch)
+        self._asked.append(ask)
+
+    def _samples_at(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The samples at consecutive positions, which wrap round at the end of the epoch."""
+        key = (self.num_samples, self._shuffle, self._seed, epoch)
+        parts, first, left = [], int(positions[0]), len(positions)
+        while left > 0:
+            first %= self.num_samples
+            count = min(left, self.num_samples - first)
+            parts.append(np.frombuffer(_core.order(*key, first, count), np.int64))
+            first, left = first + count, left - count
+        return np.concatenate(parts)
+
+    def _advance(self) -> Batch:
+        """The batch at the loader's position, which moves past it."""
+        batch = self._take(self._epoch, self._position)
+        self._position = min(self._position + self._global, self.num_samples)
+        return batch
+
+    def _take(self, epoch: int, start: int) -> Batch:
+        """The batch at `start`, while those after it are being made, across the epoch's end."""
+        if self._started is None:
+            self._started = time.monotonic()
+        if self._asked and (self._asked[0].epoch, self._asked[0].start) != (epoch, start):
+            self._cancel()
+        if not self._asked:
+            self._ask(epoch, start)
+        while len(self._asked) < _AHEAD:
+            after = self._asked[-1]
+            start = after.start + self._global
+            if self._count_at(start) > 0:
+                self._ask(after.epoch, start)
+            else:
+                self._ask(after.epoch + 1, 0)
+        while True:
+            ask = self._asked[0]
+            began = time.monotonic()
+            try:
+                slab, layouts, keys, issues = self._engine.take(self._timeout_s)
+            except BaseException:
+                self._cancel()  # nothing half-taken: the next try asks again
+                raise
+            self._wait_s += time.monotonic() - began
+            columns, bad = self._decoder.columns(ask, slab, layouts, issues, keys)
+            if not bad:
+                break
+            self._on_bad(ask, bad)
+        self._asked.popleft()
+        self._handed += len(ask.samples)
+        return Batch(
+            columns,
+            sample_keys=keys,
+            indices=ask.samples,
+            valid=ask.valid,
+            epoch=ask.epoch,
+            step=ask.step,
+        )
+
+    def _on_bad(self, ask: Ask, bad: dict[int, BadSampleError]) -> None:
+        """Raise, or ask for the same batch again with other samples in the bad slots."""
+        self._cancel()
+        if not self._substitute:
+            raise bad[min(bad)]
+        for slot in sorted(bad):
+            index = int(ask.samples[slot])
+            if index not in self._bad:
+                self._bad[index] = bad[slot]
+                _log.warning("bad sample %d replaced by the next good one: %s", index, bad[slot])
+        self._ask(ask.epoch, ask.start)
+
+    def _substitute_for(self, epoch: int, position: int) -> int:
+        """The first sample after `position` in the epoch's order that is not known to be bad."""
+        for ahead in range(1, self.num_samples):
+            at = np.array([position + ahead], np.int64)
+            sample = int(self._samples_at(epoch, at)[0])
+            if sample not in self._bad:
+                return sample
+        first = next(iter(self._bad.values()))
+        raise BadSampleError(f"all {self.num_samples} samples are bad, the first one: {first}")
+
+    def _cancel(self) -> None:
+        self._asked.clear()
+        self._engine.cancel()
+
+    def _check_usable(self) -> None:
+        if self._pid == -1:
+            raise ValueError("the loader is closed")
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                "this loader was made before fork(): its threads do not exist in the child; "
+                "make the loader in the process that uses it, or start workers with 'spawn'"
+            )
+
+    def _check_size(self, shards: Shards) -> None:
+        if self.num_samples == 0:
+            raise TarponError(f"shards={shards!r}: no samples in {len(self.dataset.shards)} tars")
+        if self._last == "drop" and self.num_samples < self._global:
+            raise ValueError(
+                f"batch_size={self._batch_size} on {self._world_size} ranks takes {self._global} "
+                f"samples, the dataset has {self.num_samples}: not one batch with last='drop'; "
+                "lower batch_size or use last='pad'"
+            )
+
+    def _every_component(self) -> dict[str, Field]:
+        return {extension: Raw(extension) for extension in self.dataset[0]}
+
+
+def _refuse_unsupported(
+    lanes: int | None,
+    window_samples: int | str | None,
+    cache_dir: object,
+    cache_bytes: object,
+    store: object,
+) -> None:
+    if lanes not in (None, 1):
+        raise NotImplementedError(
+            f"lanes={lanes}: not supported yet, expected None or 1; the whole dataset is one lane"
+        )
+    if window_samples not in (None, "all"):
+        raise NotImplementedError(
+            f"window_samples={window_samples}: not supported yet, expected None or 'all'; every "
+            "epoch is a permutation of the whole dataset"
+        )
+    for name, value in (("cache_dir", cache_dir), ("cache_bytes", cache_bytes), ("store", store)):
+        if value is not None:
+            raise NotImplementedError(
+                f"{name}={value!r}: not supported yet, expected None; only local shards are read, "
+                "and the page cache keeps those"
+            )
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This rank and how many there are: as given, or from whoever started the process."""
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank={rank}, world_size={world_size}: expected both or neither")
+    if rank is None or world_size is None:
+        distributed = sys.modules.get("torch.distributed")  # never imported for this
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            rank, world_size = distributed.get_rank(), distributed.get_world_size()
+        else:
+            rank = int(os.environ.get("RANK", "0"))
+            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank}, world_size={world_size}: expected 0 <= rank < world_size")
+    return rank, world_size
+
+
+def _default_threads() -> int:
+    return min(_THREADS_MOST, len(os.sched_getaffinity(0)))
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or value != int(value) or value < 1:
+        raise ValueError(f"{name}={value!r}, expected a whole number of at least 1")
+    return int(value)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}")

@@ -1,0 +1,125 @@
+"""``python -m pipelines``: reads a configuration, then runs the pipeline here or compiles it.
+
+Exit codes: 0 done, 1 the run failed, 2 the command was wrong, 130 interrupted. Only this module
+writes to stdout: the summary of a run, or what was asked for by ``--help`` and ``--cfg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from components.store import Store, StoreError
+from pipelines import compose, environment, usage
+from pipelines.config import Config, ConfigError
+from pipelines.local import LocalRun, PipelineFailed
+from pipelines.summary import summarise
+from pipelines.terminal import Terminal
+
+RUNS = ".runs"
+"""Folder under the store root that keeps, per local run, its settings, logs and reports."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit code."""
+    options, overrides = _parse(sys.argv[1:] if arguments is None else arguments)
+    terminal = Terminal()
+    try:
+        if options.help:
+            print(usage.text(compose.compose_node()))
+            return 0
+        node = compose.compose_node(overrides)
+        if options.cfg:
+            compose.freeze(node)
+            print(OmegaConf.to_yaml(node, resolve=True), end="")
+            return 0
+        config = compose.freeze(node)
+        if config.action == "compile":
+            return _compile(config, terminal)
+        return _run(config, overrides, terminal)
+    except ConfigError as error:
+        terminal.error(str(error))
+        return 2
+    except StoreError as error:
+        terminal.error(str(error))
+        return 1
+    except PipelineFailed as failure:
+        terminal.error(f"{failure.step} failed: {failure.reason}")
+        terminal.note(f"the step's whole log is {failure.log}")
+        return 1
+    except KeyboardInterrupt:
+        terminal.error("interrupted; the same command goes on from what is finished")
+        return 130
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", add_help=False, usage=usage.USAGE)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args(list(arguments))
+    return options, options.overrides
+
+
+def _compile(config: Config, terminal: Terminal) -> int:
+    from kfp import compiler
+
+    from pipelines import image_training
+
+    assert config.output is not None  # the schema's own check
+    target = Path(config.output)
+    if target.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"output={config.output!r}: expected a name that ends in .yaml, which KFP requires; "
+            "try output=pipeline.yaml"
+        )
+    pods = environment.for_pods(config)
+    graph = image_training.build(config, image_training.for_pods(pods.variables))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(graph, str(target))
+    except OSError as error:
+        raise ConfigError(
+            f"output={config.output!r}: {error.strerror or error}, expected a file that can be "
+            "written; choose another"
+        ) from error
+    for note in pods.notes:
+        terminal.note(note)
+    print(f"compiled {target}")
+    return 0
+
+
+def _run(config: Config, overrides: Sequence[str], terminal: Terminal) -> int:
+    if not config.data.source and not config.data.version:
+        raise ConfigError(
+            "data.source is not set: expected the folder of images to read; add for example "
+            "data.source=photos, or data.version=<version> to use a published dataset"
+        )
+    config = environment.localise(config, Path.cwd())
+    folder = _run_folder(config)
+    (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
+    (folder / "overrides.txt").write_text("".join(f"{item}\n" for item in overrides))
+    from pipelines import image_training  # kfp: slow to import, and not needed to say no
+
+    with terminal:
+        run = LocalRun(folder=folder, environment=environment.for_run(config), watcher=terminal)
+        results = run.execute(image_training.build(config), config=config.to_json())
+    for line in summarise(results, config, folder):
+        print(line)
+    return 0
+
+
+def _run_folder(config: Config) -> Path:
+    """A new folder for this run's settings, logs and reports, beside the data it makes."""
+    store = Store(config.store.root)
+    store.check_writable()
+    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = store.path(RUNS) / f"{moment}-{secrets.token_hex(2)}"
+    folder.mkdir(parents=True)
+    return folder

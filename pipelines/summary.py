@@ -1,0 +1,93 @@
+"""What a local run came to, in a dozen lines for a person; read from the steps' own reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config
+from pipelines.local import StepResult
+
+
+def summarise(results: Sequence[StepResult], config: Config, folder: Path) -> list[str]:
+    """The lines, from samples in to how the MLflow UI is opened; only of what there was to do."""
+    reports = {result.name: _report(result) for result in results}
+    return [
+        *_data_lines(reports),
+        *_profile_line(results),
+        *_model_lines(reports, config),
+        f"logs {folder / 'logs'}",
+    ]
+
+
+def _data_lines(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    if ingest := reports.get("ingest"):
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(ingest["reasons"].items()))
+        bad = f"{ingest['quarantined']}" + (f" ({reasons})" if reasons else "")
+        yield f"samples in {ingest['rows']}, good {ingest['ok']}, quarantined {bad}"
+    if split := reports.get("split"):
+        yield f"split {', '.join(f'{name} {n}' for name, n in _in_order(split['counts']))}"
+    if dataset := reports.get("seal") or reports.get("published"):
+        splits = dataset["splits"]
+        if not split:
+            counts = {name: info["samples"] for name, info in splits.items()}
+            yield f"split {', '.join(f'{name} {n}' for name, n in _in_order(counts))}"
+        yield f"shards {sum(info['shards'] for info in splits.values())}"
+        yield f"dataset {dataset['dataset_url']}"
+        yield f"digest {dataset['digest']}"
+
+
+def _profile_line(results: Sequence[StepResult]) -> Iterator[str]:
+    for result in results:
+        for path in result.artifacts.values():
+            if path.suffix == ".html":
+                yield f"{result.name} report {path}"
+
+
+def _model_lines(reports: Mapping[str, Mapping[str, Any]], config: Config) -> Iterator[str]:
+    if evaluate := reports.get("evaluate"):
+        yield f"test accuracy {evaluate['accuracy']:.4f}"
+    if register := reports.get("register"):
+        alias = f" ({register['alias']})" if register.get("alias") else ""
+        yield f"model {register['name']} version {register['version']}{alias}"
+    if "train" in reports:
+        yield mlflow_line(config.mlflow.uri)
+
+
+def mlflow_line(uri: str | None) -> str:
+    """How to look at the run: a command for a database, the address of a server."""
+    if uri is None or uri.startswith(("http://", "https://")):
+        return f"MLflow {uri or 'at its default address'}"
+    return f"open MLflow with: {_mlflow_command()} ui --backend-store-uri {uri}"
+
+
+def _mlflow_command() -> str:
+    """The `mlflow` of this interpreter, as short as this shell can be told it."""
+    beside = Path(sys.executable).parent / "mlflow"
+    found = shutil.which("mlflow")
+    if not beside.exists() or (found and os.path.samefile(found, beside)):
+        return "mlflow"
+    below = beside.is_relative_to(Path.cwd())
+    return str(beside.relative_to(Path.cwd()) if below else beside)
+
+
+def _in_order(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    names = ("train", "val", "test")
+    return [(name, counts[name]) for name in names if name in counts]
+
+
+def _report(result: StepResult) -> dict[str, Any]:
+    """The JSON report among a step's artifacts; the first that is one."""
+    for path in result.artifacts.values():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that setup needs and that are missing, and says so.
+set -euo pipefail
+
+missing=()
+need() { # need PROBE PACKAGE...: the packages, unless the probe succeeds
+    if ! bash -c "$1" >/dev/null 2>&1; then missing+=("${@:2}"); fi
+}
+need 'command -v gcc && command -v make' build-essential
+need 'python3 -c "import ensurepip, venv"' python3-venv
+need 'python3 -c "import sysconfig, os; assert os.path.exists(sysconfig.get_path(\"include\") + \"/Python.h\")"' python3-dev
+need 'echo "#include <stdio.h>
+#include <jpeglib.h>" | gcc -E -' libjpeg62-turbo-dev
+need 'echo "#include <curl/curl.h>" | gcc -E -' libcurl4-openssl-dev
+need 'command -v git' git
+need 'command -v kubectl' kubernetes-client
+
+if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
+echo "installing Debian packages: ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+    echo "setup: no apt-get here; install the like of these packages by hand: ${missing[*]}" >&2
+    exit 1
+fi
+root=()
+if [ "$(id -u)" -ne 0 ]; then root=(sudo); fi
+export DEBIAN_FRONTEND=noninteractive
+"${root[@]}" apt-get update -qq
+"${root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

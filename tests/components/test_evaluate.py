@@ -1,0 +1,190 @@
+"""Evaluate: what it measures, where it writes it, and that a second time adds nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from components import loading, manifest
+from components import tracking as mlflow_seam
+from components.evaluate import __main__ as command
+from components.evaluate import run
+from components.register import run as gate
+from tests.components import blobs
+from tests.components.conftest import Trained
+
+
+def evaluate(trained: Trained, **options: Any) -> run.EvaluateReport:
+    given = {
+        "dataset_url": trained.dataset_url,
+        "model_uri": trained.report.model_uri,
+        "run_id": trained.report.run_id,
+        "output": str(trained.folder / "evaluation"),
+        "batch_size": 4,  # 9 samples: the last batch is short
+    } | options
+    return run.evaluate(given.pop("dataset_url"), **given)
+
+
+def client_of(trained: Trained) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri=trained.uri)
+
+
+def test_it_measures_every_test_sample_once(copy_of_trained: Trained) -> None:
+    report = evaluate(copy_of_trained)
+    confusion = np.array(report.confusion)
+    assert report.samples == confusion.sum() == 9
+    assert confusion.sum(axis=1).tolist() == [3, 3, 3]
+    assert report.accuracy == confusion.trace() / 9 >= 0.85
+    assert report.classes == blobs.CLASSES
+    assert [report.per_class[name]["support"] for name in report.classes] == [3, 3, 3]
+    table = (copy_of_trained.folder / "evaluation" / "report.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
+    assert [row["class"] for row in rows] == blobs.CLASSES
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("precision", "recall", "f1"))
+    lines = [("test", key, label) for key, label in _keys(copy_of_trained.dataset_url)]
+    assert report.test_digest == manifest.digest(lines)
+
+
+def _keys(url: str) -> list[tuple[str, str]]:
+    with loading.evaluation_batches(
+        manifest.read(url), "test", batch_size=9, image_size=16
+    ) as batches:
+        (batch,) = list(batches)
+        labels = [blobs.CLASSES[label] for label in batch["label"]]
+        return list(zip(batch.sample_keys, labels, strict=True))
+
+
+def test_the_run_gets_metrics_linked_to_model_and_dataset(copy_of_trained: Trained) -> None:
+    report = evaluate(copy_of_trained)
+    client = client_of(copy_of_trained)
+    found = client.get_run(report.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["test/accuracy"] == report.accuracy
+    assert found.data.tags["test.digest"] == report.test_digest
+    contexts = [
+        {tag.key: tag.value for tag in item.tags}["mlflow.data.context"]
+        for item in found.inputs.dataset_inputs
+    ]
+    assert sorted(contexts) == ["testing", "training", "validation"]
+    model = client.get_logged_model(mlflow_seam.model_id_of(report.model_uri))
+    (linked,) = [metric for metric in model.metrics if metric.key == "test/accuracy"]
+    assert linked.dataset_name == "blobs/v1/test"
+    assert linked.dataset_digest == report.dataset_digest[:36]
+    files = {item.path for item in client.list_artifacts(report.run_id, "test")}
+    assert files == {
+        f"test/{name}"
+        for name in ("report.json", "report.csv", "confusion_matrix.png", "worst.png")
+    }
+
+
+def test_a_second_time_adds_nothing(copy_of_trained: Trained) -> None:
+    assert evaluate(copy_of_trained) == evaluate(copy_of_trained)
+    client = client_of(copy_of_trained)
+    run_id = copy_of_trained.report.run_id
+    assert len(client.get_metric_history(run_id, "test/accuracy")) == 1
+    assert len(client.get_run(run_id).inputs.dataset_inputs) == 3
+
+
+def test_an_empty_test_split(copy_of_trained: Trained, tmp_path: Path) -> None:
+    url = blobs.publish(tmp_path, version="v2", test=0)
+    with pytest.raises(loading.EmptySplitError, match="the test split has no samples, expected at"):
+        evaluate(copy_of_trained, dataset_url=url)
+
+
+def test_a_model_of_other_classes(copy_of_trained: Trained, tmp_path: Path) -> None:
+    url = blobs.publish(tmp_path, version="v2", classes=["green", "red"])
+    with pytest.raises(run.ModelMismatchError, match=r"\['green', 'red'\] in .*; evaluate it on"):
+        evaluate(copy_of_trained, dataset_url=url)
+
+
+def test_a_model_that_is_not_there(
+    copy_of_trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(mlflow_seam.TrackingError, match=r"expected models:/m-\.\.\."):
+        evaluate(copy_of_trained, model_uri="runs:/abc/model")
+    arguments = ["--dataset", copy_of_trained.dataset_url, "--run-id", "x", "--output", "out"]
+    assert command.main([*arguments, "--model-uri", "models:/m-none"]) == 1
+    assert capsys.readouterr().err.startswith("evaluate: models:/m-none: cannot be loaded from")
+
+
+def test_the_champion_is_measured_on_the_same_samples_once(
+    copy_of_trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(copy_of_trained)
+    model_id = mlflow_seam.model_id_of(copy_of_trained.report.model_uri)
+    twin = client.get_logged_model(model_id).artifact_location  # same weights, another address
+    client.create_registered_model("blobs")
+    client.create_model_version("blobs", twin)
+    client.set_registered_model_alias("blobs", "champion", "1")
+    measured = []
+    real = run._score
+
+    def score(version: manifest.Manifest, model_uri: str, **options: Any) -> Any:
+        measured.append(model_uri)
+        return real(version, model_uri, **options)
+
+    monkeypatch.setattr(run, "_score", score)
+    report = evaluate(copy_of_trained, champion_of="blobs")
+    assert (report.champion_version, report.champion_accuracy) == ("1", report.accuracy)
+    assert evaluate(copy_of_trained, champion_of="blobs") == report
+    ours = copy_of_trained.report.model_uri
+    assert measured == [ours, twin, ours]
+    gate_report = gate.register(
+        model_uri=ours,
+        run_id=report.run_id,
+        dataset_url=report.dataset_url,
+        accuracy=report.accuracy,
+    )
+    assert (gate_report.version, gate_report.alias) == ("2", "champion")
+
+
+def test_a_champion_that_cannot_be_measured_is_passed_over_and_said(
+    copy_of_trained: Trained,
+) -> None:
+    client = client_of(copy_of_trained)
+    client.create_registered_model("blobs")
+    client.create_model_version("blobs", str(copy_of_trained.folder / "gone"))
+    client.set_registered_model_alias("blobs", "champion", "1")
+    report = evaluate(copy_of_trained, champion_of="blobs")
+    assert (report.champion_version, report.champion_accuracy) == ("", None)
+    assert "/gone: cannot be loaded from" in report.champion_note
+
+
+def test_kfp_gets_metrics_and_the_confusion_matrix(
+    copy_of_trained: Trained, tmp_path: Path
+) -> None:
+    copy_of_trained.report.write(tmp_path / "model.json")
+    config = {
+        "data": {"name": "blobs"},
+        "train": {"device": "cpu", "threads": 1},
+        "evaluate": {"batch_size": 256},
+        "register": {"name": None},
+    }
+    made = tmp_path / "made"
+    names = ("evaluation", "metrics", "confusion")
+    message = {
+        "inputs": {
+            "parameterValues": {"config": json.dumps(config)},
+            "artifacts": {
+                "model": {"artifacts": [{"name": "m", "uri": str(tmp_path / "model.json")}]}
+            },
+        },
+        "outputs": {
+            "artifacts": {n: {"artifacts": [{"name": n, "uri": str(made / n)}]} for n in names},
+            "outputFile": str(made / "executor_output.json"),
+        },
+    }
+    assert command.main(["--executor-input", json.dumps(message)]) == 0
+    answer = json.loads((made / "executor_output.json").read_text())
+    found = {name: answer["artifacts"][name]["artifacts"][0]["metadata"] for name in names}
+    report = run.EvaluateReport.read(made / "evaluation")
+    assert found["metrics"]["accuracy"] == report.accuracy
+    matrix = found["confusion"]["confusionMatrix"]
+    assert [item["displayName"] for item in matrix["annotationSpecs"]] == blobs.CLASSES
+    assert [row["row"] for row in matrix["rows"]] == report.confusion

@@ -1,0 +1,171 @@
+"""Register: every branch of the gate, and one version per model however often it is called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+
+from components import tracking as mlflow_seam
+from components.register import run
+from components.register.component import register as component
+from tests.components import blobs
+
+DIGEST = "d" * 64
+OTHER = "e" * 64
+
+
+@pytest.fixture
+def client(tracking: str) -> mlflow.MlflowClient:
+    return mlflow_seam.connect()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return blobs.publish(tmp_path, train=3, val=3, test=3)
+
+
+def logged(client: mlflow.MlflowClient) -> dict[str, str]:
+    """A model as train leaves it, without the network."""
+    run_id = client.create_run("0").info.run_id
+    model = client.create_logged_model("0", name="model", source_run_id=run_id)
+    client.finalize_logged_model(model.model_id, "READY")
+    return {"model_uri": f"models:/{model.model_id}", "run_id": run_id}
+
+
+def register(client: mlflow.MlflowClient, url: str, accuracy: float, **options: Any) -> Any:
+    given = {"test_digest": DIGEST, "dataset_url": url, **logged(client), **options}
+    return run.register(accuracy=accuracy, **given)
+
+
+def aliases(client: mlflow.MlflowClient, name: str = "blobs") -> dict[str, str]:
+    found = client.get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def test_the_first_model_becomes_champion(client: mlflow.MlflowClient, url: str) -> None:
+    report = register(client, url, 0.9, min_accuracy=0.9)
+    assert (report.name, report.version, report.alias) == ("blobs", "1", "champion")
+    assert report.reason == "champion: the first model, accuracy 0.9000"
+    assert aliases(client) == {"champion": "1"}
+    found = client.get_model_version("blobs", "1")
+    assert found.tags["test_digest"] == DIGEST
+    assert found.tags["test_accuracy"] == "0.9"
+    assert found.tags["dataset.url"] == url
+    assert found.description == report.reason
+
+
+def test_a_better_or_equal_one_takes_over(client: mlflow.MlflowClient, url: str) -> None:
+    register(client, url, 0.9)
+    assert register(client, url, 0.9).alias == "champion"
+    assert register(client, url, 0.95).alias == "champion"
+    assert aliases(client) == {"champion": "3"}
+
+
+def test_a_worse_one_is_challenger(client: mlflow.MlflowClient, url: str) -> None:
+    register(client, url, 0.9)
+    report = register(client, url, 0.89)
+    assert report.alias == "challenger"
+    assert "0.8900 against 0.9000 of champion version 1" in report.reason
+    assert aliases(client) == {"champion": "1", "challenger": "2"}
+
+
+def test_better_by_less_than_the_margin_is_challenger(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    register(client, url, 0.9)
+    assert register(client, url, 0.92, margin=0.05).alias == "challenger"
+    assert register(client, url, 0.96, margin=0.05).alias == "champion"
+
+
+def test_one_below_the_floor_is_kept_without_an_alias(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    report = register(client, url, 0.5, min_accuracy=0.8)
+    assert report.alias == "none"
+    assert report.reason == "refused: accuracy 0.5000 is below min_accuracy 0.8000"
+    assert client.get_model_version("blobs", report.version).description == report.reason
+    assert aliases(client) == {}
+    assert register(client, url, 0.9, min_accuracy=0.8).alias == "champion"
+
+
+def test_a_champion_of_other_test_samples_cannot_be_beaten_unseen(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    register(client, url, 0.5, test_digest=OTHER)
+    report = register(client, url, 0.99)
+    assert report.alias == "challenger"
+    assert f"version 1 was not measured on the test samples {DIGEST[:16]}" in report.reason
+    client.set_model_version_tag("blobs", "1", mlflow_seam.accuracy_tag(DIGEST), "0.7")
+    assert register(client, url, 0.99).alias == "champion"
+
+
+def test_the_same_model_twice_is_one_version(client: mlflow.MlflowClient, url: str) -> None:
+    model = logged(client)
+    first = register(client, url, 0.9, **model)
+    again = register(client, url, 0.9, **model)
+    assert (again.version, again.alias) == (first.version, "champion")
+    assert again.reason == "champion: it is already, accuracy 0.9000"
+    assert len(client.search_model_versions("name='blobs'")) == 1
+    register(client, url, 0.95)
+    assert register(client, url, 0.9, **model).alias == "challenger"
+    assert aliases(client) == {"champion": "2", "challenger": "1"}
+
+
+def test_a_challenger_that_is_promoted_is_no_challenger_any_more(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    register(client, url, 0.9)
+    model = logged(client)
+    assert register(client, url, 0.92, margin=0.05, **model).alias == "challenger"
+    assert register(client, url, 0.92, **model).alias == "champion"
+    assert aliases(client) == {"champion": "2"}
+
+
+def test_the_digest_comes_from_the_run_when_not_given(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    model = logged(client)
+    with pytest.raises(run.NotEvaluatedError, match=r"found no tag test.digest, .*; evaluate the"):
+        register(client, url, 0.9, test_digest=None, **model)
+    client.set_tag(model["run_id"], "test.digest", OTHER)
+    assert register(client, url, 0.9, test_digest=None, **model).test_digest == OTHER
+
+
+def test_what_it_refuses(client: mlflow.MlflowClient, url: str) -> None:
+    with pytest.raises(mlflow_seam.TrackingError, match="m-none: not found in sqlite"):
+        register(client, url, 0.9, model_uri="models:/m-none")
+    with pytest.raises(mlflow_seam.TrackingError, match=r"register.name='a/b': MLflow refuses it"):
+        register(client, url, 0.9, name="a/b")
+    assert register(client, url, 0.9, name="it's").name == "it's"
+
+
+def test_it_says_nothing_on_its_own(
+    client: mlflow.MlflowClient, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(client, url, 0.9)
+    register(client, url, 0.9)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_component_maps_its_artifacts(
+    client: mlflow.MlflowClient, url: str, tmp_path: Path
+) -> None:
+    measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, **logged(client)}
+    evaluation = SimpleNamespace(path=str(tmp_path / "evaluation"))
+    Path(evaluation.path).write_text(json.dumps(measured))
+    registration = SimpleNamespace(path=str(tmp_path / "registration"), metadata={})
+    config = {
+        "data": {"name": "photos"},
+        "register": {"name": None, "min_accuracy": 0.0, "margin": 0.0},
+    }
+    answer = component.python_func(
+        config=json.dumps(config), evaluation=evaluation, registration=registration
+    )
+    assert answer == "photos 1 champion"
+    assert run.RegisterReport.read(registration.path).version == "1"
+    assert registration.metadata["alias"] == "champion"

@@ -1,0 +1,154 @@
+"""Photographs in, registered model out, by the command a person types; then the same again."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from components.ingest import sample_photos
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 200
+OVERRIDES = ["train.epochs=2", "train.image_size=32", "train.batch_size=16", "shard.partitions=2"]
+
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow 3.17's own queries, under SQLAlchemy 2.1
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """One run of the command line, and the folder it was started in."""
+
+    folder: Path
+    lines: list[str]
+
+    def value(self, start: str) -> str:
+        """What follows ``start`` on its line of the summary; there is exactly one."""
+        (found,) = [line.removeprefix(f"{start} ") for line in self.lines if line.startswith(start)]
+        return found
+
+
+def run(folder: Path, *overrides: str) -> Ran:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "AWS_ENDPOINT_URL_S3"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "data.source=photos", *OVERRIDES, *overrides],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Ran(folder=folder, lines=done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pipeline")
+    assert sample_photos.main([str(made / "photos"), "--count", str(COUNT)]) in (0, None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> Ran:
+    return run(folder)
+
+
+@pytest.fixture(scope="module")
+def second(first: Ran) -> Ran:
+    return run(first.folder)
+
+
+@pytest.fixture(scope="module")
+def client(second: Ran) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{second.folder}/mlflow.db")
+
+
+def test_summary_says_what_was_made(first: Ran) -> None:
+    assert re.fullmatch(r"\d+, good \d+, quarantined \d+ \(.+\)", first.value("samples in"))
+    sides = dict(part.split() for part in first.value("split").split(", "))
+    assert set(sides) == {"train", "val", "test"}
+    assert int(first.value("shards")) >= 3
+    assert 0 <= float(first.value("test accuracy")) <= 1
+    assert re.fullmatch(r"photos version 1 \(champion\)", first.value("model"))
+    assert Path(first.value("profile report")).read_text().lower().startswith("<!doctype html")
+    version = Path(first.value("dataset"))
+    assert (version / "dataset.json").is_file()
+    assert (version / "leakage.json").is_file()
+    assert first.value("open MLflow with:").endswith(
+        f"mlflow ui --backend-store-uri sqlite:///{first.folder}/mlflow.db"
+    )
+
+
+def test_nothing_litters_the_folder(first: Ran) -> None:
+    found = {path.name for path in first.folder.iterdir()}
+    assert found <= {"photos", "tarpon-data", "mlflow.db", "mlruns", "mlartifacts"}
+
+
+def test_the_same_command_again_makes_no_duplicates(first: Ran, second: Ran) -> None:
+    for key in ("digest", "dataset", "samples in", "split", "shards", "test accuracy"):
+        assert second.value(key) == first.value(key)
+    root = second.folder / "tarpon-data" / "photos"
+    assert len(list(root.glob("*/dataset.json"))) == 1
+    names = Counter(p.name for p in root.glob("v*/*.tar"))
+    assert set(names.values()) == {1}
+    assert len(list((root / "catalog").iterdir())) == 2  # as ingested, and as split
+
+
+def test_mlflow_has_one_run_with_its_data(client: mlflow.MlflowClient, second: Ran) -> None:
+    experiment = client.get_experiment_by_name("tarpon")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.epochs"] == "2"
+    digests = {item.dataset.digest for item in found.inputs.dataset_inputs}
+    assert digests == {second.value("digest")[:36]}
+    contexts = {tag.value for item in found.inputs.dataset_inputs for tag in item.tags}
+    assert {"training", "validation", "testing"} <= contexts
+    history = client.get_metric_history(found.info.run_id, "val/accuracy")
+    assert len(history) == 2
+
+
+def test_mlflow_has_the_confusion_matrix(client: mlflow.MlflowClient, second: Ran) -> None:
+    (experiment,) = client.search_experiments(filter_string="name = 'tarpon'")
+    (found,) = client.search_runs([experiment.experiment_id])
+    artifacts: list[str] = []
+    folders = [""]
+    while folders:
+        for item in client.list_artifacts(found.info.run_id, folders.pop() or None):
+            (folders if item.is_dir else artifacts).append(item.path)
+    assert any("confusion" in path and path.endswith(".png") for path in artifacts), artifacts
+
+
+def test_the_model_is_registered_once(client: mlflow.MlflowClient, second: Ran) -> None:
+    (version,) = client.search_model_versions("name = 'photos'")
+    assert client.get_model_version_by_alias("photos", "champion").version == version.version
+    assert f"{float(version.tags['test_accuracy']):.4f}" == second.value("test accuracy")
+
+
+def test_a_published_version_can_be_used_without_its_source(first: Ran) -> None:
+    version = Path(first.value("dataset")).name
+    shown = run(first.folder, f"data.version={version}", "data.source=null", "until=train")
+    assert shown.value("digest") == first.value("digest")
+    assert not any(line.startswith("samples in") for line in shown.lines)
+
+
+def test_until_shard_ends_with_a_published_checked_version(first: Ran, tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to(first.folder / "photos")
+    shown = run(tmp_path, "until=shard")
+    assert shown.value("digest") == first.value("digest")
+    assert (Path(shown.value("dataset")) / "dataset.json").is_file()
+    assert not (tmp_path / "mlflow.db").exists()

@@ -1,0 +1,320 @@
+"""What a loader promises: every sample once, the same for every world size, exact resume."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tarpon
+
+from tests.loader.tars import photo, samples, write_tar
+
+FIELDS = {"image": tarpon.RandomResizedCrop(16), "label": tarpon.Int("cls")}
+N = 103
+
+
+def labels(loader: tarpon.Loader) -> list[int]:
+    return [int(i) for batch in loader for i in batch.indices]
+
+
+def test_an_epoch_holds_every_sample_once_and_fields_belong_to_their_sample(shards: Path) -> None:
+    fields = FIELDS | {"raw": tarpon.Raw("jpg")}
+    with tarpon.Loader(shards, batch_size=8, fields=fields, last="pad", seed=1) as loader:
+        seen = []
+        for step, batch in enumerate(loader):
+            assert list(batch) == ["image", "label", "raw"]
+            assert (batch.epoch, batch.step) == (0, step)
+            assert batch["image"].shape == (8, 16, 16, 3)
+            assert batch["label"].dtype == np.int64
+            for slot, index in enumerate(batch.indices):
+                assert batch.sample_keys[slot] == f"{index:05d}"
+                assert batch["label"][slot] == index % 10
+                assert bytes(batch["raw"][slot]) == photo(int(index))
+            seen += batch.indices[batch.valid].tolist()
+        assert len(loader) == step + 1 == 13
+        assert sorted(seen) == list(range(N))
+
+
+def test_epochs_follow_one_another_and_differ(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=1) as loader:
+        first, second = labels(loader), labels(loader)
+        assert loader.epoch == 2
+        loader.set_epoch(0)
+        assert labels(loader) == first
+    assert first != second
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=2) as other:
+        assert labels(other) != first
+
+
+def test_without_shuffle_samples_come_as_they_lie(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=N, fields=FIELDS, shuffle=False) as loader:
+        assert labels(loader) == list(range(N))
+
+
+def test_the_last_batch(shards: Path) -> None:
+    sizes = {}
+    for last in ("drop", "pad", "keep"):
+        with tarpon.Loader(shards, batch_size=50, fields=FIELDS, last=last) as loader:
+            sizes[last] = [(len(batch.indices), int(batch.valid.sum())) for batch in loader]
+            assert len(sizes[last]) == len(loader)
+    assert sizes == {
+        "drop": [(50, 50), (50, 50)],
+        "pad": [(50, 50), (50, 50), (50, 3)],
+        "keep": [(50, 50), (50, 50), (3, 3)],
+    }
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_global_batch_is_the_same_for_every_world_size(shards: Path, world_size: int) -> None:
+    with tarpon.Loader(shards, batch_size=12, fields=FIELDS, seed=4) as whole:
+        expected = [(batch.indices, batch["image"]) for batch in whole]
+    ranks = [
+        tarpon.Loader(
+            shards,
+            batch_size=12 // world_size,
+            fields=FIELDS,
+            seed=4,
+            rank=rank,
+            world_size=world_size,
+            threads=1 + rank,
+        )
+        for rank in range(world_size)
+    ]
+    steps = 0
+    for (indices, images), *parts in zip(expected, *ranks, strict=True):
+        assert np.array_equal(np.concatenate([part.indices for part in parts]), indices)
+        assert np.array_equal(np.concatenate([part["image"] for part in parts]), images)
+        steps += 1
+    assert steps == N // 12
+    for loader in ranks:
+        loader.close()
+
+
+def test_resume_at_every_step_gives_the_whole_tail_pixels_too(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=9, fields=FIELDS, seed=7) as loader:
+        states, batches = [], []
+        for _ in range(2):
+            for batch in loader:
+                batches.append(batch)
+                states.append(json.loads(json.dumps(loader.state_dict())))
+    assert len(json.dumps(states[0])) < 1024
+    for taken, state in enumerate(states):
+        with tarpon.Loader(shards, batch_size=9, fields=FIELDS, seed=7, threads=1) as resumed:
+            resumed.load_state_dict(state)
+            tail = []
+            while len(tail) < len(batches) - taken - 1:
+                tail += list(resumed)
+        for found, expected in zip(tail, batches[taken + 1 :], strict=True):
+            assert (found.epoch, found.step) == (expected.epoch, expected.step)
+            assert np.array_equal(found.indices, expected.indices)
+            assert np.array_equal(found["image"], expected["image"])
+
+
+def test_the_batch_size_may_change_on_resume(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=20, fields=FIELDS, seed=7) as loader:
+        order = labels(loader)
+        loader.set_epoch(0)
+        for _ in loader:
+            break
+        state = loader.state_dict()
+    with tarpon.Loader(shards, batch_size=7, fields=FIELDS, seed=7) as resumed:
+        resumed.load_state_dict(state)
+        assert labels(resumed)[:70] == order[20:90]
+
+
+def test_break_goes_on_where_it_stopped(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=3) as loader:
+        whole = labels(loader)
+        loader.set_epoch(0)
+        head = []
+        for batch in loader:
+            head += batch.indices.tolist()
+            if len(head) == 40:
+                break
+        assert loader.epoch == 0
+        assert head + labels(loader) == whole
+        assert loader.epoch == 1
+
+
+def test_batch_is_a_pure_function_and_where_its_inverse(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=5, fields=FIELDS, seed=3, rank=1, world_size=2) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        batch = loader.batch(4, 7)
+        again = loader.batch(4, 7)
+        assert np.array_equal(batch.indices, again.indices)
+        assert np.array_equal(batch["image"], again["image"])
+        for slot, index in enumerate(batch.indices):
+            assert loader.where(int(index), 4) == (7, 1, slot)
+        assert next(iterator).step == 1  # asking moved nothing
+        found = [loader.where(index, 0) for index in range(N)]
+        assert found.count(None) == N % 10
+        with pytest.raises(IndexError, match="step 10 of an epoch of 10 batches"):
+            loader.batch(0, 10)
+
+
+def test_a_state_of_something_else_is_refused_naming_both(shards: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "other.tar", samples(range(30)))
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=3) as loader:
+        state = loader.state_dict()
+        for key, value in (("seed", 4), ("shuffle", False), ("fingerprint", "x"), ("order", 9)):
+            with pytest.raises(tarpon.StateMismatchError, match=f"{key} {value!r}"):
+                loader.load_state_dict(state | {key: value})
+        with pytest.raises(tarpon.StateMismatchError, match="without"):
+            loader.load_state_dict({})
+        with pytest.raises(tarpon.StateMismatchError, match="position 104"):
+            loader.load_state_dict(state | {"position": 104})
+    with (
+        tarpon.Loader(tmp_path, batch_size=10, fields=FIELDS, seed=3) as other,
+        pytest.raises(tarpon.StateMismatchError, match="fingerprint"),
+    ):
+        other.load_state_dict(state)
+
+
+def test_views_outlive_the_loader_and_are_never_overwritten(shards: Path) -> None:
+    loader = tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=3)
+    kept = [batch["image"] for batch in loader]
+    copies = [array.copy() for array in kept]
+    labels(loader)  # another epoch goes through the pool
+    loader.close()
+    loader.close()
+    del loader
+    gc.collect()
+    for array, copy in zip(kept, copies, strict=True):
+        assert np.array_equal(array, copy)
+
+
+def test_a_closed_loader_says_so(shards: Path) -> None:
+    loader = tarpon.Loader(shards, batch_size=10, fields=FIELDS)
+    loader.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iter(loader))
+
+
+def test_stopping_half_way_leaves_no_thread(shards: Path) -> None:
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(20):
+        loader = tarpon.Loader(shards, batch_size=10, fields=FIELDS, threads=4)
+        next(iter(loader))
+        del loader
+    gc.collect()
+    assert len(os.listdir("/proc/self/task")) <= before + 1
+
+
+def test_a_full_buffer_pauses_reading_and_times_out_naming_it(shards: Path) -> None:
+    one = 10 * 64 * 64 * 3
+    fields = {"image": tarpon.CenterCrop(64)}
+    with tarpon.Loader(
+        shards, batch_size=10, fields=fields, buffer_bytes=2 * one + 70_000, timeout_s=0.2
+    ) as loader:
+        iterator = iter(loader)
+        held = [next(iterator), next(iterator)]
+        with pytest.raises(tarpon.LoaderTimeoutError, match="buffer_bytes is full"):
+            next(iterator)
+        assert loader.stats()["held_bytes"] <= 2 * one + 70_000
+        del held
+        gc.collect()
+        assert sum(1 for _ in loader) == 8  # two were handed over
+
+
+def test_a_buffer_below_one_batch_says_what_it_needs(shards: Path) -> None:
+    with (
+        tarpon.Loader(
+            shards, batch_size=10, fields={"image": tarpon.CenterCrop(64)}, buffer_bytes=1000
+        ) as loader,
+        pytest.raises(ValueError, match="cannot hold two batches of 122880 bytes") as error,
+    ):
+        next(iter(loader))
+    needed = int(str(error.value).split("at least ")[1].split()[0])
+    with tarpon.Loader(
+        shards, batch_size=10, fields={"image": tarpon.CenterCrop(64)}, buffer_bytes=needed
+    ) as loader:
+        assert sum(1 for _ in loader) == 10
+
+
+def test_ctrl_c_interrupts_a_wait(shards: Path) -> None:
+    fields = {"image": tarpon.CenterCrop(64)}
+    with tarpon.Loader(shards, batch_size=10, fields=fields, buffer_bytes=260_000) as loader:
+        iterator = iter(loader)
+        held = [next(iterator), next(iterator)]
+        main = threading.get_ident()
+        timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            next(iterator)
+        assert time.monotonic() - start < 5
+        timer.join()
+        del held
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_after_fork_the_child_gets_a_clear_error(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS) as loader:
+        next(iter(loader))
+        child = os.fork()
+        if child == 0:
+            try:
+                next(iter(loader))
+            except RuntimeError as error:
+                os._exit(0 if "fork" in str(error) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(labels(loader)) > 0  # the parent goes on
+
+
+def test_rank_and_world_size_come_from_torchrun(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS) as loader:
+        assert "rank 1 of 2" in repr(loader)
+        assert len(loader) == N // 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0, expected a whole number of at least 1"),
+        ({"batch_size": 104}, "takes 104 samples, the dataset has 103"),
+        ({"batch_size": 60, "rank": 0, "world_size": 2}, "takes 120 samples"),
+        ({"rank": 2, "world_size": 2}, "rank=2, world_size=2"),
+        ({"rank": 0}, "expected both or neither"),
+        ({"last": "wrap"}, "last='wrap', expected one of 'drop', 'pad', 'keep'"),
+        ({"last": "keep", "rank": 0, "world_size": 2}, "use last='pad' or 'drop'"),
+        ({"on_bad_sample": "skip"}, "expected one of 'raise', 'substitute'"),
+        ({"threads": 0}, "threads=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_wrong_arguments(shards: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tarpon.Loader(shards, **{"batch_size": 10, "fields": FIELDS} | arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"lanes": 4}, {"window_samples": 1000}, {"cache_dir": "x"}, {"cache_bytes": 1}, {"store": 1}],
+)
+def test_what_is_not_there_yet_says_what_is(shards: Path, arguments: dict[str, object]) -> None:
+    with pytest.raises(NotImplementedError, match="not supported yet, expected"):
+        tarpon.Loader(shards, batch_size=10, fields=FIELDS, **arguments)
+
+
+def test_stats_add_up(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=10, fields={"raw": tarpon.Raw("jpg")}) as loader:
+        total = sum(len(batch["raw"].data) for batch in loader)
+        stats = loader.stats()
+    assert stats["samples"] == 100
+    assert stats["bytes"] >= total > 0
+    assert stats["samples_per_s"] > 0
+    assert stats["bad_samples"] == []

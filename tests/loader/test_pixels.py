@@ -1,0 +1,215 @@
+"""Pixels against Pillow: what the core decodes, crops and resizes is what Pillow would make."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tarpon
+from PIL import Image, ImageOps
+from tarpon import _core
+
+from tests.loader.tars import write_tar
+
+
+def scene(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Something with edges and slopes, so that a pixel's shift shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [
+        127 + 90 * np.sin(x / 19) * np.cos(y / 23),
+        (x * 255) // max(1, width - 1),
+        255.0 * ((x // 24 + y // 24) % 2),
+    ]
+    pixels = np.clip(np.stack(np.broadcast_arrays(*channels), -1), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encoded(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **({"quality": 92} | options))
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+KINDS: dict[str, Callable[[], bytes]] = {
+    "420": lambda: encoded(scene(333, 251), subsampling=2),
+    "422": lambda: encoded(scene(333, 251), subsampling=1),
+    "444": lambda: encoded(scene(333, 251), subsampling=0),
+    "grey": lambda: encoded(scene(301, 199, "L")),
+    "cmyk": lambda: encoded(scene(301, 199, "CMYK")),
+    "progressive": lambda: encoded(scene(333, 251), progressive=True),
+    "tall": lambda: encoded(scene(60, 700)),
+    "tiny": lambda: encoded(scene(3, 2)),
+    **{
+        f"exif{turn}": lambda turn=turn: encoded(scene(220, 140), exif=exif(turn))
+        for turn in range(2, 9)
+    },
+}
+
+
+def pillow(data: bytes) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+
+
+def difference(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
+    return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
+
+
+def one_batch(folder: Path, data: bytes, fields: dict[str, tarpon.fields.Field]) -> tarpon.Batch:
+    write_tar(folder / "one.tar", [(f"{i}.jpg", data) for i in range(24)])
+    with tarpon.Loader(
+        folder / "one.tar", batch_size=24, fields=fields, shuffle=False, seed=11
+    ) as loader:
+        return next(iter(loader))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crops_are_pillows(kind: str, tmp_path: Path) -> None:
+    data = KINDS[kind]()
+    image = pillow(data)
+    batch = one_batch(
+        tmp_path,
+        data,
+        {
+            "exact": tarpon.RandomResizedCrop(64, exact=True),
+            "fast": tarpon.RandomResizedCrop(32),
+            "center": tarpon.CenterCrop(48, resize=56),
+        },
+    )
+    for slot in range(24):
+        *box, flip = _core.random_box(
+            image.width, image.height, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, 11, 0, slot
+        )
+        for name, side, tolerance in (("exact", 64, 1.0), ("fast", 32, 3.0)):
+            expected = image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box))
+            if flip:
+                expected = ImageOps.mirror(expected)
+            assert difference(batch[name][slot], np.asarray(expected)) <= tolerance, (name, box)
+    half = 48 * min(image.size) / 56 / 2
+    x, y = image.width / 2, image.height / 2
+    expected = image.resize(
+        (48, 48), Image.Resampling.BILINEAR, box=(x - half, y - half, x + half, y + half)
+    )
+    assert difference(batch["center"][0], np.asarray(expected)) <= 1.0
+
+
+def test_whole_images_and_other_formats(tmp_path: Path) -> None:
+    image = scene(130, 90)
+    members = [("a.jpg", KINDS["exif6"]())]
+    for name, fmt in (("b.png", "PNG"), ("c.webp", "WEBP"), ("d.bmp", "BMP")):
+        buffer = io.BytesIO()
+        image.save(buffer, fmt, **({"lossless": True} if fmt == "WEBP" else {}))
+        members.append((name, buffer.getvalue()))
+    deep = Image.fromarray((np.arange(90 * 130, dtype=np.uint16) * 5).reshape(90, 130))
+    buffer = io.BytesIO()
+    deep.save(buffer, "PNG")
+    members.append(("e.png", buffer.getvalue()))
+    write_tar(tmp_path / "x.tar", members)
+    fields = {
+        "whole": tarpon.Image(),
+        "crop": tarpon.RandomResizedCrop(40),
+        "float": tarpon.CenterCrop(
+            40, dtype="float32", layout="NCHW", mean=(1, 2, 3), std=(4, 5, 6)
+        ),
+    }
+    with tarpon.Loader(tmp_path, batch_size=5, fields=fields, shuffle=False) as loader:
+        batch = next(iter(loader))
+    assert batch["whole"][0].shape == (220, 140, 3)
+    for slot in (1, 2, 3):
+        assert np.array_equal(batch["whole"][slot], np.asarray(image))
+    assert batch["whole"][4].max() == 228  # 16 bits scaled, not clipped
+    *box, flip = _core.random_box(130, 90, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, 0, 0, 1)
+    expected = image.resize((40, 40), Image.Resampling.BILINEAR, box=tuple(box))
+    expected = ImageOps.mirror(expected) if flip else expected
+    assert np.array_equal(batch["crop"][1], np.asarray(expected))
+    assert batch["float"].shape == (5, 3, 40, 40)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
+def test_floats_are_the_normalised_bytes(
+    dtype: str, tolerance: float, layout: str, tmp_path: Path
+) -> None:
+    mean, std = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+    batch = one_batch(
+        tmp_path,
+        KINDS["420"](),
+        {
+            "bytes": tarpon.RandomResizedCrop(32),
+            "float": tarpon.RandomResizedCrop(32, dtype=dtype, layout=layout, mean=mean, std=std),
+        },
+    )
+    expected = (batch["bytes"].astype(np.float64) - mean) / std
+    if layout == "NCHW":
+        expected = expected.transpose(0, 3, 1, 2)
+    assert batch["float"].dtype == dtype
+    assert np.abs(batch["float"] - expected).max() < tolerance
+
+
+def test_the_random_crop_is_drawn_as_torchvision_draws_it() -> None:
+    """Area and aspect follow its distribution, but for the boxes that do not fit."""
+    areas, ratios, flips = [], [], 0
+    for position in range(4000):
+        x0, y0, x1, y1, flip = _core.random_box(
+            640, 480, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, 3, 1, position
+        )
+        assert 0 <= x0 < x1 <= 640
+        assert 0 <= y0 < y1 <= 480
+        areas.append((x1 - x0) * (y1 - y0) / (640 * 480))
+        ratios.append((x1 - x0) / (y1 - y0))
+        flips += flip
+    reference = _torchvision_draws(np.random.default_rng(5), 4000)
+    assert abs(flips / 4000 - 0.5) < 0.03
+    for found, expected in ((areas, reference[0]), (np.log(ratios), np.log(reference[1]))):
+        gap = np.abs(
+            np.searchsorted(np.sort(found), np.sort(expected)) / 4000 - np.arange(4000) / 4000
+        ).max()
+        assert gap < 0.045  # Kolmogorov-Smirnov: 1.95 * sqrt(2 / 4000) is 0.044 at p = 0.001
+
+
+def _torchvision_draws(rng: np.random.Generator, count: int) -> tuple[list[float], list[float]]:
+    areas, ratios = [], []
+    while len(areas) < count:
+        target, ratio = rng.uniform(0.08, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width = round(np.sqrt(640 * 480 * target * ratio))
+        height = round(np.sqrt(640 * 480 * target / ratio))
+        if width <= 640 and height <= 480:
+            areas.append(width * height / (640 * 480))
+            ratios.append(width / height)
+    return areas, ratios
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tarpon.RandomResizedCrop(0), "size=0, expected 1 to 16384"),
+        (lambda: tarpon.CenterCrop(224, 200), "resize=200, expected at least size=224"),
+        (lambda: tarpon.RandomResizedCrop(8, scale=(0.5, 0.1)), "scale="),
+        (lambda: tarpon.RandomResizedCrop(8, flip=2), "flip=2"),
+        (lambda: tarpon.RandomResizedCrop(8, dtype="int8"), "dtype='int8'"),
+        (lambda: tarpon.RandomResizedCrop(8, mean=(0, 0, 0)), "use dtype='float32'"),
+        (lambda: tarpon.CenterCrop(8, dtype="float32", std=(1, 0, 1)), "three positive numbers"),
+        (lambda: tarpon.CenterCrop(8, layout="CHW"), "layout='CHW'"),
+        (lambda: tarpon.Raw(""), "ext='', expected extensions"),
+    ],
+)
+def test_wrong_fields(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        make()
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    data = bytearray(KINDS["444"]())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = b"\xff\xdc\xff\xdc"  # 65500 x 65500
+    with pytest.raises(tarpon.BadSampleError, match="65500"):
+        one_batch(tmp_path, bytes(data), {"image": tarpon.CenterCrop(8)})

@@ -1,0 +1,43 @@
+"""Relative paths become absolute for a run, and addresses become variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import environment
+from pipelines.compose import load
+
+
+def test_relative_paths_are_seen_from_the_folder_one_stands_in(tmp_path: Path) -> None:
+    config = environment.localise(load(["data.source=photos", "store.root=../data"]), tmp_path)
+    assert config.data.source == str(tmp_path / "photos")
+    assert config.store.root == str(tmp_path.parent / "data")
+    assert config.mlflow.uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert environment.for_run(config) == {"MLFLOW_TRACKING_URI": config.mlflow.uri}
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://mlflow:5000", "sqlite:////srv/mlflow.db", "sqlite:///:memory:"]
+)
+def test_addresses_that_are_absolute_stay(tmp_path: Path, uri: str) -> None:
+    config = environment.localise(load([f"mlflow.uri='{uri}'", "data.source=s3://b/p"]), tmp_path)
+    assert config.mlflow.uri == uri
+    assert config.data.source == "s3://b/p"
+
+
+def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = environment.localise(load(["data.source=~/photos"]), Path("/elsewhere"))
+    assert config.data.source == str(tmp_path / "photos")
+
+
+def test_the_shell_may_name_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-the-shell")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3-from-the-shell")
+    assert environment.for_run(load([])) == {
+        "MLFLOW_TRACKING_URI": "http://from-the-shell",
+        "AWS_ENDPOINT_URL_S3": "http://s3-from-the-shell",
+    }
+    assert load(["mlflow.uri=http://typed"]).mlflow.uri == "http://typed"

@@ -1,0 +1,32 @@
+"""`tarpon.__all__` is what can be imported, sorted, and nothing else leaks."""
+
+import types
+
+import tarpon
+import tarpon.errors
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert tarpon.__all__ == sorted(tarpon.__all__)
+    public = {
+        name
+        for name, value in vars(tarpon).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(tarpon.__all__)
+
+
+def test_every_error_is_public_and_one_of_the_family() -> None:
+    errors = {
+        name: value
+        for name, value in vars(tarpon.errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert set(errors) <= set(tarpon.__all__)
+    assert all(issubclass(error, tarpon.TarponError) for error in errors.values())
+
+
+def test_the_version_is_one() -> None:
+    import importlib.metadata
+
+    assert importlib.metadata.version("tarpon") == tarpon.__version__
