@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import PIL
+import tarpon
 import webdataset as wds
 from PIL import Image, ImageFilter
-
-import tarpon
 
 RECIPE = 1
 """Change it with anything below that changes the bytes."""
@@ -104,7 +103,9 @@ def _write(root: Path, samples: int) -> dict[str, Any]:
         shard = root / "shards" / f"train-{first // _SAMPLES_PER_SHARD:06d}.tar"
         with wds.TarWriter(str(shard), mtime=0) as tar:
             numbers = range(first, min(first + _SAMPLES_PER_SHARD, samples))
-            for number, (label, width, height, data) in zip(numbers, _pictures(numbers), strict=True):
+            for number, (label, width, height, data) in zip(
+                numbers, _pictures(numbers), strict=True
+            ):
                 key = f"{number:08d}"
                 tar.write({"__key__": key, "jpg": data, "cls": str(label).encode()})
                 (root / "files" / str(label) / f"{key}.jpg").write_bytes(data)

@@ -1,6 +1,6 @@
 """One run of one case, in a process of its own: warm up, time whole epochs, print JSON.
 
-    python -m benchmarks.measure '{"case": ..., "data": ..., "seconds": 1.0, "look": "count"}'
+python -m benchmarks.measure '{"case": ..., "data": ..., "seconds": 1.0, "look": "count"}'
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tarpon import _core
 
 from benchmarks.data import DataSet
-from tarpon import _core
 
 SEED = 17
 SIZE = 224

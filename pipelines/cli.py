@@ -19,7 +19,7 @@ from components.store import Store, StoreError
 from pipelines import compose, environment, usage
 from pipelines.config import Config, ConfigError
 from pipelines.local import LocalRun, PipelineFailed
-from pipelines.summary import summarise
+from pipelines.summary import remarks, summarise
 from pipelines.terminal import Terminal
 
 RUNS = ".runs"
@@ -104,12 +104,15 @@ def _run(config: Config, overrides: Sequence[str], terminal: Terminal) -> int:
     config = environment.localise(config, Path.cwd())
     folder = _run_folder(config)
     (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
-    (folder / "overrides.txt").write_text("".join(f"{item}\n" for item in overrides))
+    typed = [item for item in overrides if not item.startswith(environment.ADDRESS_KEYS)]
+    (folder / "overrides.txt").write_text("".join(f"{item}\n" for item in typed))
     from pipelines import image_training  # kfp: slow to import, and not needed to say no
 
     with terminal:
         run = LocalRun(folder=folder, environment=environment.for_run(config), watcher=terminal)
         results = run.execute(image_training.build(config), config=config.to_json())
+    for remark in remarks(results):
+        terminal.note(remark)
     for line in summarise(results, config, folder):
         print(line)
     return 0

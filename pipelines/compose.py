@@ -82,7 +82,7 @@ def _unknown_keys(node: DictConfig) -> list[str]:
 
     def walk(prefix: str, part: DictConfig) -> None:
         for name in part:
-            key = f"{prefix}{name}"
+            key = f"{prefix}{name!s}"
             if key in known:
                 continue
             value = part._get_node(name)
@@ -189,7 +189,7 @@ def _readable(kind: object) -> str:
         list[float]: "a list of numbers such as [.8,.1,.1]",
     }
     if kind in names:
-        return names[kind]  # type: ignore[index]
+        return names[kind]
     parts = getattr(kind, "__args__", ())
     if type(None) in parts:
         rest = [_readable(part) for part in parts if part is not type(None)]

@@ -330,7 +330,7 @@ class Config:
         return json.dumps(tree, sort_keys=True)
 
 
-def key_types(cls: type = Config, prefix: str = "") -> dict[str, type]:
+def key_types(cls: Any = Config, prefix: str = "") -> dict[str, type]:
     """Every dotted key of the schema and its type, in the order of declaration."""
     found: dict[str, type] = {}
     hints = get_type_hints(cls)
@@ -352,8 +352,8 @@ def schema() -> DictConfig:
     return _thawed(Config)
 
 
-def _thawed(cls: type) -> DictConfig:
-    node = OmegaConf.structured(cls)
+def _thawed(cls: Any) -> DictConfig:
+    node: DictConfig = OmegaConf.structured(cls)
     OmegaConf.set_readonly(node, None)
     for name, kind in get_type_hints(cls).items():
         if is_dataclass(kind):

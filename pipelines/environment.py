@@ -15,6 +15,8 @@ from pipelines.config import Config, ConfigError
 
 MLFLOW = "MLFLOW_TRACKING_URI"
 S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
+ADDRESS_KEYS = ("mlflow.uri", "store.endpoint")
+"""The keys that are kept out of everything a run saves."""
 
 
 def localise(config: Config, folder: Path) -> Config:
@@ -53,7 +55,7 @@ def for_pods(config: Config) -> PodEnvironment:
     """
     notes: list[str] = []
     uri = config.mlflow.uri
-    for key, address in (("mlflow.uri", uri), ("store.endpoint", config.store.endpoint)):
+    for key, address in zip(ADDRESS_KEYS, (uri, config.store.endpoint), strict=True):
         if address and "@" in urlsplit(address).netloc:
             raise ConfigError(
                 f"{key}: it carries a user or password, expected a plain address, since compiled "

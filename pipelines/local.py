@@ -150,6 +150,8 @@ class LocalRun:
         outputs = _executor_input(full_command)["outputs"]
         output_file = Path(outputs["outputFile"])
         name = output_file.parent.name
+        if any(result.exit_code for result in self.results):
+            return 1  # a loop would go on with its other jobs, also after Ctrl-C
         log = self.folder / "logs" / f"{name}.log"
         begin = time.monotonic()
         self.watcher.started(name)

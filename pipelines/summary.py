@@ -25,6 +25,17 @@ def summarise(results: Sequence[StepResult], config: Config, folder: Path) -> li
     ]
 
 
+def remarks(results: Sequence[StepResult]) -> list[str]:
+    """What the steps warn of: nothing stopped, but somebody should know."""
+    found: list[str] = []
+    for result in results:
+        report = _report(result)
+        if lost := report.get("lost_classes"):
+            found.append(f"{result.name}: every file of {', '.join(lost)} was quarantined")
+        found += [f"{result.name}: {text}" for text in report.get("warnings", [])]
+    return found
+
+
 def _data_lines(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if ingest := reports.get("ingest"):
         reasons = ", ".join(f"{count} {why}" for why, count in sorted(ingest["reasons"].items()))

@@ -22,6 +22,8 @@ register. A local run goes through the same graph as the cluster.
   python -m pipelines data.source=photos split=group split.by=camera
   python -m pipelines action=compile output=pipeline.yaml mlflow=cluster
   python -m pipelines --cfg job data.source=photos           print the settings, run nothing
+
+TARPON_IMAGE=registry/tarpon@sha256:... in the environment names the image of compiled steps.
 """
 
 _KEY_WIDTH = 30
@@ -41,7 +43,7 @@ def text(defaults: DictConfig) -> str:
     return "\n".join(parts)
 
 
-def _section(cls: type, prefix: str, defaults: DictConfig) -> list[str]:
+def _section(cls: Any, prefix: str, defaults: DictConfig) -> list[str]:
     lines: list[str] = []
     hints = get_type_hints(cls)
     for item in fields(cls):

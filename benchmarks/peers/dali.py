@@ -58,9 +58,7 @@ def make(
             size = sum(shape[0] for shape in images.shape())
             digits = labels.as_array()  # every label is one ASCII digit
             total = int(digits.sum(dtype=np.int64)) - ord("0") * digits.size
-            tally.raw(
-                len(images), size, total, lambda it=images: (np.asarray(one) for one in it)
-            )
+            tally.raw(len(images), size, total, lambda it=images: (np.asarray(one) for one in it))
 
     def crop(number: int, tally: Tally) -> None:
         for _ in range(data.samples // per_batch):

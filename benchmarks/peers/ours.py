@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import tarpon
+
 from benchmarks.data import DataSet
 from benchmarks.measure import Epoch, Tally
 from benchmarks.members import SEED, SIZE, batch_size

@@ -43,16 +43,14 @@ def make(
         np.array([member.size for member in flat], np.uint64),
         np.array(places or [0] * len(flat), np.uint64),
     ]
-    pointers = (ctypes.c_void_p * threads)(
-        *[memories[thread % len(memories)].ctypes.data for thread in range(threads)]
-    )
     labels_bytes = sum(member.size for member in flat[1::2])
 
     def epoch(number: int, tally: Tally) -> None:
+        pointers = [memories[thread % len(memories)].ctypes.data for thread in range(threads)]
         read = read_all(
             *[array.ctypes.data_as(ctypes.c_void_p) for array in arrays],
             ctypes.c_uint64(len(flat)),
-            pointers,
+            (ctypes.c_void_p * threads)(*pointers),
             ctypes.c_int(threads),
         )
         if read < 0:

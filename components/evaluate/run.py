@@ -251,7 +251,7 @@ def _measure_champion(
 ) -> EvaluateReport:
     """Measure a champion that never met these test samples; its version keeps the result."""
     number = report.champion_version
-    source = client.get_model_version(name, number).source
+    source = str(client.get_model_version(name, number).source)
     _log.info("measuring the champion, version %s of %r, on the same samples", number, name)
     try:
         scores = _score(version, source, batch_size=batch_size, device=device, threads=None)

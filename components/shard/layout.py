@@ -40,7 +40,7 @@ EXTENSIONS = {
 }
 
 _COLUMNS = ["sample_id", "uri", "bytes", "format", "label", "group", "phash"]
-_COLUMNS += ["split", "status", "source"]
+_COLUMNS += ["split", "status"]
 _GROUP_COLUMN = "split_group"  # only where the split kept groups together
 
 
@@ -173,7 +173,9 @@ def _sample(row: dict[str, Any], where: str) -> Sample:
             f"{where}: sample {row['sample_id']} ({row['uri']}) is of format {row['format']!r}, "
             f"expected one of {', '.join(EXTENSIONS)}; convert it at the source"
         )
-    meta = {name: row[name] for name in ("sample_id", "label", "group", "uri", "source")}
+    # Not the uri: the same samples must give the same bytes wherever they came from; the catalog
+    # knows it by sample_id.
+    meta = {name: row[name] for name in ("sample_id", "label", "group")}
     meta["phash"] = None if row["phash"] is None else f"{row['phash']:016x}"
     if row.get(_GROUP_COLUMN) is not None:
         meta[_GROUP_COLUMN] = row[_GROUP_COLUMN]

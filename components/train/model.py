@@ -24,6 +24,9 @@ class UnknownModelError(ValueError):
 class Classifier(nn.Module):
     """A network with its normalisation in front."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -31,7 +34,8 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.network((image - self.mean) / self.std)
+        logits: torch.Tensor = self.network((image - self.mean) / self.std)
+        return logits
 
 
 class Residual(nn.Module):

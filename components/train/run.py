@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from torch import nn
 
 from components import figures, loading, manifest, tracking
 from components.manifest import Manifest
@@ -28,7 +29,7 @@ from components.report import Report
 from components.store import Store, local_path
 from components.train.checkpoint import Checkpoints, State
 from components.train.loop import StopSignals, Trainer
-from components.train.model import Classifier, build_model
+from components.train.model import build_model
 from components.train.settings import Settings, training_key
 
 _log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class _Training:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         network = build_model(settings.model, len(version.classes)).to(self.device)
-        network = network.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         size = {"batch_size": settings.batch_size, "image_size": settings.image_size}
         metrics = tracking.MetricLog(client, run_id, resumed=resumed)
         with contextlib.ExitStack() as stack:
@@ -282,14 +283,14 @@ class _Training:
             resumed_from_step=resumed_from,
         )
 
-    def _log_model(self, network: Classifier, step: int) -> str:
+    def _log_model(self, network: nn.Module, step: int) -> str:
         """The model as MLflow serves it: an exported graph on the CPU that needs none of our code.
 
         Input `float32[batch, 3, S, S]`, RGB, 0..255; output `float32[batch, classes]`, logits.
         Requirements are given, not inferred: MLflow would start subprocesses to find them.
         """
         size, classes = self.settings.image_size, list(self.version.classes)
-        network = network.to("cpu", memory_format=torch.contiguous_format).eval()
+        network = network.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         float32 = np.dtype("float32")
         signature = ModelSignature(
             inputs=Schema([TensorSpec(float32, (-1, 3, size, size))]),

@@ -291,8 +291,11 @@ static tp_status crop_body(tp_decoder *decoder)
     tp_status st = begin(decoder, reduction);
     if (st != TP_OK)
         return st;
-    st = tp_resizer_plan(decoder->resizer, jpeg->image_width, jpeg->image_height, reduction,
-                         &job->box, job->turn, job->target, &needed, job->err);
+    const double        scale = 1.0 / reduction;
+    const struct tp_box box = {job->box.x0 * scale, job->box.y0 * scale, job->box.x1 * scale,
+                               job->box.y1 * scale};
+    st = tp_resizer_plan(decoder->resizer, jpeg->output_width, jpeg->output_height, &box, job->turn,
+                         job->target, &needed, job->err);
     if (st != TP_OK)
         return st;
 

@@ -111,12 +111,11 @@ static double triangle(double x)
     return far < 1 ? 1 - far : 0;
 }
 
-/* One axis of the box, in original pixels; rows and columns come `reduction` times smaller. */
+/* One axis of the box, in pixels. */
 struct span {
     double   low, high;
     uint32_t length; /* of the image */
     uint32_t outputs;
-    uint32_t reduction;
 };
 
 static double scale_of(const struct span *span)
@@ -130,7 +129,7 @@ static double support_of(const struct span *span)
     return fmax(scale_of(span), 1);
 }
 
-/* The original pixels [*first, *end) whose centres are within the support of output i. */
+/* The pixels [*first, *end) whose centres are within the support of output i. */
 static void window_of(const struct span *span, uint32_t i, uint32_t *first, uint32_t *end)
 {
     const double centre = span->low + (i + 0.5) * scale_of(span);
@@ -140,39 +139,36 @@ static void window_of(const struct span *span, uint32_t i, uint32_t *first, uint
     assert(*end > *first); /* the support is at least one pixel */
 }
 
-/* An upper bound of any window, in reduced pixels. */
+/* An upper bound of any window. */
 static uint32_t widest(const struct span *span)
 {
-    return (uint32_t)(fmin(2 * support_of(span) + 1, span->length) / span->reduction) + 2;
+    return (uint32_t)fmin(2 * support_of(span) + 2, span->length);
 }
 
-/* Window and weights of output i.  The weights are those of the original pixels, added up over
- * each reduced one.  They are fixed point and sum to `one`: each is the difference of two
- * rounded running sums, so that even thousands of tiny ones keep their total. */
+/* Window and weights of output i.  The weights are fixed point and sum to `one`: each is the
+ * difference of two rounded running sums, so that even thousands of tiny ones keep their total. */
 static void weigh(struct axis *axis, const struct span *span, uint32_t i, uint32_t one)
 {
     const double slope = 1 / support_of(span);
     const double centre = span->low + (i + 0.5) * scale_of(span);
     uint16_t    *weights = axis->weights + (size_t)i * axis->stride;
-    uint32_t     first, end, count = 0, before = 0;
+    uint32_t     first, end, before = 0;
     double       total = 0, running = 0;
 
     window_of(span, i, &first, &end);
+    assert(end - first <= axis->stride);
+    axis->first[i] = first;
+    axis->count[i] = end - first;
     for (uint32_t x = first; x < end; x++)
         total += triangle((x + 0.5 - centre) * slope);
     const double unit = one / total;
     for (uint32_t x = first; x < end; x++) {
         running += triangle((x + 0.5 - centre) * slope) * unit;
-        if (x + 1 < end && (x + 1) % span->reduction != 0)
-            continue;
         const uint32_t now = x + 1 < end ? (uint32_t)(running + 0.5) : one;
         const uint32_t weight = now - before;
-        weights[count++] = (uint16_t)(weight < UINT16_MAX ? weight : UINT16_MAX);
+        *weights++ = (uint16_t)(weight < UINT16_MAX ? weight : UINT16_MAX);
         before = now;
     }
-    axis->first[i] = first / span->reduction;
-    axis->count[i] = count;
-    assert(count <= axis->stride);
 }
 
 static void fill_axis(struct axis *axis, const struct span *span, uint32_t one)
@@ -269,10 +265,9 @@ static void fill_levels(tp_resizer *r)
     }
 }
 
-tp_status tp_resizer_plan(tp_resizer *r, uint32_t width, uint32_t height, uint32_t reduction,
-                          const struct tp_box *box, struct tp_turn turn,
-                          const struct tp_target *target, struct tp_region *needed,
-                          struct tp_error *err)
+tp_status tp_resizer_plan(tp_resizer *r, uint32_t width, uint32_t height, const struct tp_box *box,
+                          struct tp_turn turn, const struct tp_target *target,
+                          struct tp_region *needed, struct tp_error *err)
 {
     const uint32_t size = target->size;
     size_t         bytes;
@@ -288,9 +283,8 @@ tp_status tp_resizer_plan(tp_resizer *r, uint32_t width, uint32_t height, uint32
                        " pixel image that is not empty",
                        box->x0, box->y0, box->x1, box->y1, width, height);
 
-    assert(reduction > 0);
-    const struct span x = {box->x0, box->x1, width, size, reduction};
-    const struct span y = {box->y0, box->y1, height, size, reduction};
+    const struct span x = {box->x0, box->x1, width, size};
+    const struct span y = {box->y0, box->y1, height, size};
     r->target = *target;
     r->turn = turn;
     r->x.stride = widest(&x);
@@ -329,8 +323,8 @@ tp_status tp_resizer_start(tp_resizer *r, uint32_t first_column, uint32_t column
     assert(first_column <= r->x.from && r->x.to - first_column <= columns);
     r->first_column = first_column;
     r->ring_rows = r->y.stride + BATCH_ROWS;
-    r->ring_stride = ((size_t)columns * 3 + ROW_OFFSET + 2 * TP_ROW_SLACK - 1) &
-                     ~(size_t)(TP_ROW_SLACK - 1);
+    r->ring_stride =
+        ((size_t)columns * 3 + ROW_OFFSET + 2 * TP_ROW_SLACK - 1) & ~(size_t)(TP_ROW_SLACK - 1);
     carve_rows(r, NULL, &bytes);
     tp_status st = reserve(&r->rows, bytes + 63, err);
     if (st != TP_OK)

@@ -56,17 +56,15 @@ TP_MUST_CHECK tp_status tp_resizer_create(tp_resizer **out, struct tp_error *err
 /* Accepts NULL. */
 void tp_resizer_destroy(tp_resizer *resizer);
 
-/* Begin an image of width x height pixels; `box` is in them, before turning.  The rows to come
- * are `reduction` times smaller each way, a pixel being the mean of reduction x reduction ones
- * (1: the image itself): the filter is then that of the original, folded.  *needed is the part
- * of the reduced image it looks at, a little more than the box.  TP_ERANGE: an empty box or one
- * that leaves the image, or a size outside 1..TP_TARGET_MAX_SIZE.  TP_ENOMEM. */
+/* Begin an image of width x height source pixels; `box` is in them, before turning.  *needed is
+ * the part of the source the filter looks at, a little more than the box.  TP_ERANGE: an empty
+ * box or one that leaves the image, or a size outside 1..TP_TARGET_MAX_SIZE.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_resizer_plan(tp_resizer *resizer, uint32_t width, uint32_t height,
-                                        uint32_t reduction, const struct tp_box *box,
-                                        struct tp_turn turn, const struct tp_target *target,
-                                        struct tp_region *needed, struct tp_error *err);
+                                        const struct tp_box *box, struct tp_turn turn,
+                                        const struct tp_target *target, struct tp_region *needed,
+                                        struct tp_error *err);
 
-/* Those rows hold `columns` pixels from column `first_column` of the reduced image, and cover
+/* The rows to come hold `columns` pixels from source column `first_column`, and cover
  * needed.x0..x1.  `out` holds tp_target_bytes(), aligned for its type, and belongs to the
  * caller, who keeps it until the last push.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_resizer_start(tp_resizer *resizer, uint32_t first_column,

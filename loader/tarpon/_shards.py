@@ -59,14 +59,14 @@ def _resolve_one(text: str) -> list[Shard]:
     if "{" in text:
         return [Shard(path=path) for path in _expand_braces(text)]
     path = Path(text)
-    if text.endswith(".json"):
-        return _read_shard_list(path)
     if path.is_dir():
-        return _tars_in(path.glob("*.tar"), f"{text}: a folder without *.tar")
+        return _as_shards(path.glob("*.tar"), f"{text}: a folder without *.tar")
     if any(character in text for character in "*?[") and not path.exists():
         anchor = Path(path.anchor)
         pattern = str(path.relative_to(anchor)) if path.is_absolute() else text
-        return _tars_in(anchor.glob(pattern), f"{text}: matches no file")
+        return _as_shards(anchor.glob(pattern), f"{text}: matches no file")
+    if path.suffix == ".json":
+        return _read_shard_list(path)
     if text.endswith(_COMPRESSED):
         raise CorruptShardError(
             f"{text}: a compressed tar, expected a plain one, which can be read from the middle; "
@@ -91,11 +91,16 @@ def _local_path(text: str) -> str:
     return text
 
 
-def _tars_in(paths: Iterable[Path], otherwise: str) -> list[Shard]:
-    found = sorted(str(path) for path in paths if path.is_file())
-    if not found:
+def _as_shards(paths: Iterable[Path], otherwise: str) -> list[Shard]:
+    """Each file as a tar, or as the shard list it is; in the order of their names."""
+    files = sorted(path for path in paths if path.is_file())
+    if not files:
         raise StoreError(f"{otherwise}, expected at least one tar")
-    return [Shard(path=path) for path in found]
+    return [
+        shard
+        for path in files
+        for shard in (_read_shard_list(path) if path.suffix == ".json" else [Shard(path=str(path))])
+    ]
 
 
 def _alternatives(body: str) -> list[str]:

@@ -52,7 +52,7 @@ def test_tars_are_plain_sorted_and_anonymous(tmp_path):
                 elif ext == "json":
                     meta = json.loads(data)
                     assert meta["sample_id"] == key
-                    assert (meta["label"], meta["uri"]) == (row["label"], row["uri"])
+                    assert (meta["label"], meta["group"]) == (row["label"], row["group"])
                     assert int(meta["phash"], 16) == row["phash"]
                 else:
                     assert ext == ("png" if row["format"] == "PNG" else "jpg")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import shutil
 
 import pytest
 
 from components.split import run as split_run
 from components.train.settings import Settings
+from pipelines import compose
 from pipelines.compose import CONFIGS, groups, load
 from pipelines.config import Config, key_types
 
@@ -62,6 +64,18 @@ def test_experiment_spot_changes_model_and_pods() -> None:
     assert (config.train.model, config.train.epochs) == ("resnet50", 3)
     assert config.pod.train.node_selector
     assert config.pod.evaluate.node_selector == {}
+
+
+def test_a_local_file_is_read_last_but_for_the_command_line(tmp_path, monkeypatch) -> None:
+    tree = tmp_path / "configs"
+    shutil.copytree(CONFIGS, tree, ignore=shutil.ignore_patterns("local"))
+    (tree / "local").mkdir()
+    (tree / "local" / "default.yaml").write_text(
+        "# @package _global_\ntrain: {epochs: 3, lr: 0.1}\n"
+    )
+    monkeypatch.setattr(compose, "CONFIGS", tree)
+    train = load(["train.lr=0.2"]).train
+    assert (train.epochs, train.lr) == (3, 0.2)
 
 
 def test_labels_claims_and_secrets_have_free_keys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,6 @@ import pytest
 from components.ingest import sample_photos
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNT = 200
 OVERRIDES = ["train.epochs=2", "train.image_size=32", "train.batch_size=16", "shard.partitions=2"]
 
 pytestmark = [
@@ -55,29 +55,37 @@ def run(folder: Path, *overrides: str) -> Ran:
     return Ran(folder=folder, lines=done.stdout.splitlines())
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pipeline")
-    assert sample_photos.main([str(made / "photos"), "--count", str(COUNT)]) in (0, None)
-    return made
+def make_photos(folder: Path, count: int) -> None:
+    assert sample_photos.main([str(folder / "photos"), "--count", str(count)]) == 0
 
 
-@pytest.fixture(scope="module")
-def first(folder: Path) -> Ran:
-    return run(folder)
+def test_photographs_become_a_registered_model_and_again(tmp_path: Path) -> None:
+    """One test, for the runs are long: each of the checks below looks at the same two."""
+    make_photos(tmp_path, 200)
+    first = run(tmp_path)
+    check_summary(first)
+    check_litter(first)
+    second = run(tmp_path)
+    check_no_duplicates(first, second)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = check_run(client, second)
+    check_confusion_matrix(client, run_id)
+    check_model(client, second)
+    check_published_version(first)
 
 
-@pytest.fixture(scope="module")
-def second(first: Ran) -> Ran:
-    return run(first.folder)
+def test_until_shard_ends_with_a_published_checked_version(tmp_path: Path) -> None:
+    make_photos(tmp_path, 40)
+    shown = run(tmp_path, "until=shard")
+    version = Path(shown.value("dataset"))
+    manifest = json.loads((version / "dataset.json").read_text())
+    proof = json.loads((version / "leakage.json").read_text())
+    assert manifest["digest"] == proof["digest"] == shown.value("digest")
+    assert proof["ok"] is True
+    assert not (tmp_path / "mlflow.db").exists()
 
 
-@pytest.fixture(scope="module")
-def client(second: Ran) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{second.folder}/mlflow.db")
-
-
-def test_summary_says_what_was_made(first: Ran) -> None:
+def check_summary(first: Ran) -> None:
     assert re.fullmatch(r"\d+, good \d+, quarantined \d+ \(.+\)", first.value("samples in"))
     sides = dict(part.split() for part in first.value("split").split(", "))
     assert set(sides) == {"train", "val", "test"}
@@ -93,12 +101,12 @@ def test_summary_says_what_was_made(first: Ran) -> None:
     )
 
 
-def test_nothing_litters_the_folder(first: Ran) -> None:
+def check_litter(first: Ran) -> None:
     found = {path.name for path in first.folder.iterdir()}
     assert found <= {"photos", "tarpon-data", "mlflow.db", "mlruns", "mlartifacts"}
 
 
-def test_the_same_command_again_makes_no_duplicates(first: Ran, second: Ran) -> None:
+def check_no_duplicates(first: Ran, second: Ran) -> None:
     for key in ("digest", "dataset", "samples in", "split", "shards", "test accuracy"):
         assert second.value(key) == first.value(key)
     root = second.folder / "tarpon-data" / "photos"
@@ -108,7 +116,7 @@ def test_the_same_command_again_makes_no_duplicates(first: Ran, second: Ran) -> 
     assert len(list((root / "catalog").iterdir())) == 2  # as ingested, and as split
 
 
-def test_mlflow_has_one_run_with_its_data(client: mlflow.MlflowClient, second: Ran) -> None:
+def check_run(client: mlflow.MlflowClient, second: Ran) -> str:
     experiment = client.get_experiment_by_name("tarpon")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
@@ -120,35 +128,27 @@ def test_mlflow_has_one_run_with_its_data(client: mlflow.MlflowClient, second: R
     assert {"training", "validation", "testing"} <= contexts
     history = client.get_metric_history(found.info.run_id, "val/accuracy")
     assert len(history) == 2
+    run_id: str = found.info.run_id
+    return run_id
 
 
-def test_mlflow_has_the_confusion_matrix(client: mlflow.MlflowClient, second: Ran) -> None:
-    (experiment,) = client.search_experiments(filter_string="name = 'tarpon'")
-    (found,) = client.search_runs([experiment.experiment_id])
+def check_confusion_matrix(client: mlflow.MlflowClient, run_id: str) -> None:
     artifacts: list[str] = []
     folders = [""]
     while folders:
-        for item in client.list_artifacts(found.info.run_id, folders.pop() or None):
+        for item in client.list_artifacts(run_id, folders.pop() or None):
             (folders if item.is_dir else artifacts).append(item.path)
     assert any("confusion" in path and path.endswith(".png") for path in artifacts), artifacts
 
 
-def test_the_model_is_registered_once(client: mlflow.MlflowClient, second: Ran) -> None:
+def check_model(client: mlflow.MlflowClient, second: Ran) -> None:
     (version,) = client.search_model_versions("name = 'photos'")
     assert client.get_model_version_by_alias("photos", "champion").version == version.version
     assert f"{float(version.tags['test_accuracy']):.4f}" == second.value("test accuracy")
 
 
-def test_a_published_version_can_be_used_without_its_source(first: Ran) -> None:
+def check_published_version(first: Ran) -> None:
     version = Path(first.value("dataset")).name
     shown = run(first.folder, f"data.version={version}", "data.source=null", "until=train")
     assert shown.value("digest") == first.value("digest")
     assert not any(line.startswith("samples in") for line in shown.lines)
-
-
-def test_until_shard_ends_with_a_published_checked_version(first: Ran, tmp_path: Path) -> None:
-    (tmp_path / "photos").symlink_to(first.folder / "photos")
-    shown = run(tmp_path, "until=shard")
-    assert shown.value("digest") == first.value("digest")
-    assert (Path(shown.value("dataset")) / "dataset.json").is_file()
-    assert not (tmp_path / "mlflow.db").exists()

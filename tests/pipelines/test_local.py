@@ -110,7 +110,8 @@ def test_a_graph_with_a_loop_and_a_container_runs(
 
 def test_a_failure_is_told_in_the_step_s_own_words(tmp_path: Path) -> None:
     with pytest.raises(PipelineFailed) as caught:
-        run(tmp_path, "a bad")
+        run(tmp_path, "a bad c d e f g h")
+    assert not (tmp_path / "logs" / "pack.8.log").exists()  # the jobs after it are not started
     assert caught.value.reason == "shard 3: found 2 samples, expected 5; run it again"
     assert caught.value.step.startswith("pack")
     assert caught.value.log.is_file()

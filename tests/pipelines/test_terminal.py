@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from pipelines.compose import load
 from pipelines.local import StepResult
-from pipelines.summary import mlflow_line, summarise
+from pipelines.summary import mlflow_line, remarks, summarise
 from pipelines.terminal import Terminal, outcome
 
 
@@ -90,6 +91,14 @@ def test_summary_reads_the_reports(tmp_path: Path) -> None:
     ]
     assert lines[7] == "model photos version 3 (champion)"
     assert lines[8].endswith("mlflow ui --backend-store-uri sqlite:////x/mlflow.db")
+
+
+def test_warnings_of_reports_become_remarks(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    report.write_text(json.dumps({"lost_classes": ["cat"], "warnings": ["2 classes are rare"]}))
+    done = result("split")
+    found = remarks([dataclasses.replace(done, artifacts={"split": report}), result("train")])
+    assert found == ["split: every file of cat was quarantined", "split: 2 classes are rare"]
 
 
 def test_summary_of_a_part_says_no_more_than_there_was(tmp_path: Path) -> None:

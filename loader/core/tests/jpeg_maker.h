@@ -12,21 +12,23 @@
 struct making {
     const char    *name;
     unsigned       width, height;
-    J_COLOR_SPACE  space;        /* as stored: greyscale, YCbCr, RGB, CMYK or YCCK */
-    int            h, v;         /* sampling of the first channel over the others; 0 means 1 */
+    unsigned       zoom;  /* how many times larger than usual everything in it is; 0 means 1 */
+    J_COLOR_SPACE  space; /* as stored: greyscale, YCbCr, RGB, CMYK or YCCK */
+    int            h, v;  /* sampling of the first channel over the others; 0 means 1 */
     bool           progressive;
-    bool           many_scans;   /* more than TP_JPEG_MAX_SCANS */
-    unsigned       restart;      /* blocks between restart markers */
-    int            quality;      /* 0 means 90 */
-    const uint8_t *app1;         /* an APP1 segment, or NULL */
+    bool           many_scans; /* more than TP_JPEG_MAX_SCANS */
+    unsigned       restart;    /* blocks between restart markers */
+    int            quality;    /* 0 means 90 */
+    const uint8_t *app1;       /* an APP1 segment, or NULL */
     unsigned       app1_size;
 };
 
 /* What a photograph has: slopes, waves, edges and some grain. */
-static inline uint8_t maker_pixel(unsigned x, unsigned y, unsigned channel)
+static inline uint8_t maker_pixel(unsigned x, unsigned y, unsigned channel, unsigned zoom)
 {
-    const double wave = 60 * sin(x * 0.11 + channel) + 50 * cos(y * 0.07 - channel * 2.0);
-    const double edge = (x / 37 + y / 29) % 2 ? 25 : -25;
+    const double u = (double)x / zoom, v = (double)y / zoom;
+    const double wave = 50 * sin(u * 0.11 + channel) + 45 * cos(v * 0.07 - channel * 2.0);
+    const double edge = (x / zoom / 37 + y / zoom / 29) % 2 ? 15 : -15;
     const double grain = (double)((x * 7919u + y * 104729u + channel * 31u) % 17u) - 8;
     const double value = 128 + wave + edge + grain;
     return (uint8_t)fmin(255, fmax(0, value));
@@ -38,11 +40,8 @@ static inline void maker_many_scans(struct jpeg_compress_struct *jpeg, jpeg_scan
     int count = 0;
     for (int low = 1; low >= 0; low--)
         for (int k = 0; k < 64; k++)
-            scans[count++] = (jpeg_scan_info){.comps_in_scan = 1,
-                                              .Ss = k,
-                                              .Se = k,
-                                              .Ah = low ? 0 : 1,
-                                              .Al = low};
+            scans[count++] = (jpeg_scan_info){
+                .comps_in_scan = 1, .Ss = k, .Se = k, .Ah = low ? 0 : 1, .Al = low};
     jpeg->scan_info = scans;
     jpeg->num_scans = count;
 }
@@ -54,9 +53,9 @@ static inline size_t make_jpeg(const struct making *making, uint8_t **bytes)
     struct jpeg_error_mgr       errors;
     jpeg_scan_info              scans[128];
     unsigned long               size = 0;
-    const bool four = making->space == JCS_CMYK || making->space == JCS_YCCK;
-    const unsigned channels = making->space == JCS_GRAYSCALE ? 1 : four ? 4 : 3;
-    uint8_t       *row = malloc((size_t)making->width * channels);
+    const bool                  four = making->space == JCS_CMYK || making->space == JCS_YCCK;
+    const unsigned              channels = making->space == JCS_GRAYSCALE ? 1 : four ? 4 : 3;
+    uint8_t                    *row = malloc((size_t)making->width * channels);
 
     CHECK(row != NULL);
     *bytes = NULL;
@@ -85,7 +84,7 @@ static inline size_t make_jpeg(const struct making *making, uint8_t **bytes)
     for (unsigned y = 0; y < making->height; y++) {
         for (unsigned x = 0; x < making->width; x++)
             for (unsigned c = 0; c < channels; c++)
-                row[x * channels + c] = maker_pixel(x, y, c);
+                row[x * channels + c] = maker_pixel(x, y, c, making->zoom ? making->zoom : 1);
         (void)jpeg_write_scanlines(&jpeg, &row, 1);
     }
     jpeg_finish_compress(&jpeg);

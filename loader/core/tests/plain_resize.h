@@ -14,8 +14,9 @@ static inline uint8_t plain_value(const uint8_t *values, size_t step, uint32_t l
 {
     const double scale = (high - low) / count, support = fmax(scale, 1);
     const double centre = low + (i + 0.5) * scale;
+    const double from = fmax(0, floor(centre - support)), to = fmin(length, centre + support + 1);
     double       sum = 0, weights = 0;
-    for (uint32_t x = 0; x < length; x++) {
+    for (uint32_t x = (uint32_t)from; x < to; x++) {
         const double weight = fmax(0, 1 - fabs((x + 0.5 - centre) / support));
         sum += weight * values[x * step];
         weights += weight;
@@ -37,9 +38,8 @@ static inline uint8_t *plain_resize(const uint8_t *rgb, uint32_t width, uint32_t
     for (uint32_t y = 0; y < size; y++)
         for (uint32_t x = 0; x < size; x++)
             for (uint32_t c = 0; c < 3; c++)
-                out[((size_t)y * size + x) * 3 + c] =
-                    plain_value(between + x * 3 + c, (size_t)size * 3, height, box->y0, box->y1,
-                                size, y);
+                out[((size_t)y * size + x) * 3 + c] = plain_value(
+                    between + x * 3 + c, (size_t)size * 3, height, box->y0, box->y1, size, y);
     free(between);
     return out;
 }

@@ -107,7 +107,7 @@ static void streams_are_unrelated(void)
     enum { STREAMS = 20000 };
     int ones[64] = {0}, changed[64] = {0};
     for (uint64_t position = 0; position < STREAMS; position++) {
-        struct tp_rng here = tp_rng_make(1, 1, position), next = tp_rng_make(1, 2, position);
+        struct tp_rng  here = tp_rng_make(1, 1, position), next = tp_rng_make(1, 2, position);
         const uint64_t a = tp_rng_next(&here), b = tp_rng_next(&next);
         for (int bit = 0; bit < 64; bit++) {
             ones[bit] += (int)(a >> bit & 1);

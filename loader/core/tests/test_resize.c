@@ -24,7 +24,7 @@ static tp_status resize(const uint8_t *rgb, uint32_t width, uint32_t height,
     struct tp_region need;
     uint8_t         *rows[8];
     uint32_t         count;
-    tp_status st = tp_resizer_plan(resizer, width, height, 1, box, turn, target, &need, err);
+    tp_status        st = tp_resizer_plan(resizer, width, height, box, turn, target, &need, err);
     if (st != TP_OK)
         return st;
     CHECK(need.x0 <= box->x0 && box->x1 <= need.x1 && need.x1 <= width);
@@ -54,7 +54,7 @@ static void as_written_plainly(void)
     const uint32_t sides[] = {1, 2, 3, 16, 61, 200}, sizes[] = {1, 2, 5, 16, 63};
     struct tp_rng  rng = tp_rng_make(2, 0, 0);
     for (int turn = 0; turn < 400; turn++) {
-        const uint32_t   width = sides[tp_rng_below(&rng, 6)], height = sides[tp_rng_below(&rng, 6)];
+        const uint32_t width = sides[tp_rng_below(&rng, 6)], height = sides[tp_rng_below(&rng, 6)];
         struct tp_target target = {.size = sizes[tp_rng_below(&rng, 5)]};
         struct tp_box    box = random_box(&rng, width, height);
         uint8_t         *rgb = noise((size_t)width * height * 3, 100 + (uint64_t)turn);
@@ -79,9 +79,9 @@ static void as_written_plainly(void)
 /* Windows of more rows than 16-bit sums take, and weights that are far below one unit. */
 static void tall_windows(void)
 {
-    enum { WIDTH = 3, HEIGHT = 40000 };
+    enum { WIDTH = 3, HEIGHT = 20000 };
     uint8_t *rgb = noise((size_t)WIDTH * HEIGHT * 3, 3);
-    for (uint32_t size = 1; size <= 600; size = size * 3 + 1) {
+    for (uint32_t size = 1; size <= 60; size = size * 4 + 1) {
         const struct tp_target target = {.size = size};
         const struct tp_box    box = {0, 0.5, WIDTH, HEIGHT};
         uint8_t               *out = malloc(tp_target_bytes(&target));
@@ -139,8 +139,8 @@ static void turns(void)
 static float from_half(uint16_t half)
 {
     const int   exponent = half >> 10 & 31, fraction = half & 1023;
-    const float size = exponent ? ldexpf((float)(1024 + fraction), exponent - 25)
-                                : ldexpf((float)fraction, -24);
+    const float size =
+        exponent ? ldexpf((float)(1024 + fraction), exponent - 25) : ldexpf((float)fraction, -24);
     return exponent == 31 ? (fraction ? NAN : (half & 0x8000 ? -INFINITY : INFINITY))
                           : (half & 0x8000 ? -size : size);
 }
@@ -180,38 +180,6 @@ static void types_and_layouts(const float mean[3], const float std[3])
         }
     }
     free(rgb);
-}
-
-/* Rows that are means of 2 x 2 pixels give what the pixels themselves would, nearly. */
-static void reduced_rows(void)
-{
-    enum { SIDE = 160, HALF = 80, SIZE = 33 };
-    const struct tp_box    box = {10, 4, 150, 156.5};
-    const struct tp_target target = {.size = SIZE};
-    uint8_t               *rgb = malloc(SIDE * SIDE * 3), *half = malloc(HALF * HALF * 3);
-    uint8_t                direct[SIZE * SIZE * 3], reduced[SIZE * SIZE * 3], *rows[4];
-    struct tp_region       need;
-    int                    worst;
-    for (unsigned i = 0; i < SIDE * SIDE * 3; i++)
-        rgb[i] = (uint8_t)(128 + 100 * sin(i / 3 % SIDE * 0.2 + i % 3) * cos(i / 3 / SIDE * 0.15));
-    for (unsigned y = 0; y < HALF; y++)
-        for (unsigned i = 0; i < HALF * 3; i++) {
-            const uint8_t *at = rgb + (size_t)y * 2 * SIDE * 3 + i / 3 * 6 + i % 3;
-            half[y * HALF * 3 + i] =
-                (uint8_t)((at[0] + at[3] + at[SIDE * 3] + at[SIDE * 3 + 3] + 2) / 4);
-        }
-    CHECK(resize(rgb, SIDE, SIDE, &box, (struct tp_turn){0}, &target, direct, NULL) == TP_OK);
-    CHECK(tp_resizer_plan(resizer, SIDE, SIDE, 2, &box, (struct tp_turn){0}, &target, &need,
-                          NULL) == TP_OK);
-    CHECK(need.x1 <= HALF && need.y1 <= HALF);
-    CHECK(tp_resizer_start(resizer, 0, HALF, reduced, NULL) == TP_OK);
-    for (uint32_t y = need.y0; tp_resizer_rows(resizer, rows, 1) == 1; y++) {
-        memcpy(rows[0], half + (size_t)y * HALF * 3, HALF * 3);
-        tp_resizer_push(resizer, 1);
-    }
-    CHECK(plain_difference(direct, reduced, sizeof direct, &worst) <= 1 && worst <= 3);
-    free(rgb);
-    free(half);
 }
 
 /* Whatever the processor offers, it gives the portable bits. */
@@ -261,22 +229,23 @@ static void kernels_agree(void)
 
 static void bad_arguments(void)
 {
-    const struct tp_box boxes[] = {{0, 0, 0, 5},   {-1, 0, 5, 5},  {0, 0, 11, 5},     {0, 0, 5, 6.1},
-                                   {5, 0, 4, 5},   {NAN, 0, 5, 5}, {0, NAN, 5, 5},    {0, 0, NAN, 5},
-                                   {0, 0, 5, NAN}, {0, 3, 5, 3},   {0, 0, INFINITY, 5}};
+    const struct tp_box boxes[] = {{0, 0, 0, 5},   {-1, 0, 5, 5},      {0, 0, 11, 5},
+                                   {0, 0, 5, 6.1}, {5, 0, 4, 5},       {NAN, 0, 5, 5},
+                                   {0, NAN, 5, 5}, {0, 0, NAN, 5},     {0, 0, 5, NAN},
+                                   {0, 3, 5, 3},   {0, 0, INFINITY, 5}};
     struct tp_target    target = {.size = 4};
     struct tp_region    need;
     struct tp_error     err = {0};
     for (size_t i = 0; i < sizeof boxes / sizeof *boxes; i++)
-        CHECK(tp_resizer_plan(resizer, 10, 6, 1, &boxes[i], (struct tp_turn){0}, &target, &need,
+        CHECK(tp_resizer_plan(resizer, 10, 6, &boxes[i], (struct tp_turn){0}, &target, &need,
                               &err) == TP_ERANGE);
     CHECK(strstr(err.message, "10 x 6 pixel image"));
     const struct tp_box whole = {0, 0, 10, 6};
     target.size = 0;
-    CHECK(tp_resizer_plan(resizer, 10, 6, 1, &whole, (struct tp_turn){0}, &target, &need, &err) ==
+    CHECK(tp_resizer_plan(resizer, 10, 6, &whole, (struct tp_turn){0}, &target, &need, &err) ==
           TP_ERANGE);
     target.size = TP_TARGET_MAX_SIZE + 1;
-    CHECK(tp_resizer_plan(resizer, 10, 6, 1, &whole, (struct tp_turn){0}, &target, &need, &err) ==
+    CHECK(tp_resizer_plan(resizer, 10, 6, &whole, (struct tp_turn){0}, &target, &need, &err) ==
           TP_ERANGE);
     CHECK(strstr(err.message, "expected 1 to 16384"));
 }
@@ -326,7 +295,6 @@ int main(void)
     types_and_layouts(zero, one);
     types_and_layouts(mean, std);
     types_and_layouts(mean, tiny);
-    reduced_rows();
     kernels_agree();
     bad_arguments();
     allocation_failures();

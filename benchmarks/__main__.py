@@ -1,0 +1,110 @@
+"""python -m benchmarks: measure tarpon beside its peers and write a page of results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from benchmarks import data, report
+from benchmarks.cases import THEMES, Theme
+from benchmarks.runner import PeerError, Result, run_theme
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small set and short runs")
+    parser.add_argument("--runs", type=int, default=5, help="rounds, default 5")
+    parser.add_argument(
+        "--theme", choices=[theme.name for theme in THEMES], help="this theme instead of all"
+    )
+    parser.add_argument("--only", metavar="NAME", help="cases whose name contains NAME")
+    parser.add_argument(
+        "--output", type=Path, help="the page; default benchmarks/results/<date>-<cpu>.md"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=_ROOT / "build" / "bench-data", help="where images are kept"
+    )
+    parser.add_argument("--images", type=int, help="size of the set instead of each theme's own")
+    asked = parser.parse_args(arguments)
+    if asked.runs < 1:
+        parser.error(f"--runs {asked.runs}, expected at least 1")
+    if asked.images is not None and asked.images < 1:
+        parser.error(f"--images {asked.images}, expected at least 1")
+    names = {case.name for theme in THEMES for case in theme.cases}
+    if asked.only is not None and not any(asked.only in name for name in names):
+        parser.error(f"--only {asked.only}: no such case, expected a part of {sorted(names)}")
+    return asked
+
+
+def _chosen(asked: argparse.Namespace) -> list[Theme]:
+    return [
+        theme
+        for theme in THEMES
+        if asked.theme in (None, theme.name)
+        and (asked.only is None or any(asked.only in case.name for case in theme.cases))
+    ]
+
+
+def _measure(asked: argparse.Namespace, console: Console) -> list[Result]:
+    results = []
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        for theme in _chosen(asked):
+            images = asked.images or (theme.images_quick if asked.quick else theme.images)
+            task = progress.add_task(f"{theme.name}: making {images} images", total=None)
+            made = data.make(asked.data, images)
+            cases = [case for case in theme.cases if asked.only is None or asked.only in case.name]
+            progress.update(task, total=asked.runs * len(cases) + 1, completed=-1)
+
+            def tick(what: str, task: int = task, name: str = theme.name) -> None:
+                progress.update(task, advance=1, description=f"{name}: {what}")
+                if not console.is_terminal:
+                    console.print(f"{name}: {what}", highlight=False)
+
+            results.append(
+                run_theme(
+                    theme,
+                    made,
+                    runs=asked.runs,
+                    seconds=theme.seconds_quick if asked.quick else theme.seconds,
+                    only=asked.only,
+                    tick=tick,
+                )
+            )
+            progress.update(task, advance=1, description=f"{theme.name}: done")
+    return results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = _arguments(arguments)
+    console = Console(stderr=True)
+    before = os.getloadavg()[0]
+    try:
+        results = _measure(asked, console)
+    except PeerError as error:
+        console.print(f"benchmarks: {error}", style="red", highlight=False, markup=False)
+        return 1
+    default = _ROOT / "benchmarks" / "results" / report.default_name()
+    output = (asked.output or default).resolve()
+    plot = report.write(results, output, runs=asked.runs, load=(before, os.getloadavg()[0]))
+    print(output.read_text(encoding="utf-8"))
+    for path in (output, plot):
+        console.print(f"wrote {os.path.relpath(path)}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""What is measured: the cases by theme, and the bars of the design between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from benchmarks.measure import Look
+
+Rate = Literal["samples_per_s", "samples_per_cpu_s"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One thing to run.
+
+    Attributes:
+        name: Short, unique, typed by people after ``--only``.
+        what: One line for the table.
+        peer: Module of ``benchmarks.peers``.
+        settings: Arguments of its ``make``.
+        env: Added to the environment of its process.
+        proof: ``crc``: its bytes must be those of the set, in a whole epoch. ``grey``: its mean
+            grey level must be the loader's. ``none``: it hands nothing over to look at.
+    """
+
+    name: str
+    what: str
+    peer: str
+    settings: dict[str, Any]
+    env: dict[str, str] = field(default_factory=dict)
+    proof: Literal["crc", "grey", "none"] = "crc"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """`ours` must reach at least `least` times the rate of `peer`."""
+
+    ours: str
+    peer: str
+    least: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theme:
+    """Cases that may be compared, on one set, by one rate.
+
+    Attributes:
+        images: Size of the set; `images_quick` with ``--quick``.
+        seconds: Least time of a run; `seconds_quick` with ``--quick``.
+    """
+
+    name: str
+    title: str
+    note: str
+    rate: Rate
+    look: Look
+    ours: str
+    cases: tuple[Case, ...]
+    bars: tuple[Bar, ...]
+    images: int
+    seconds: float
+    images_quick: int = 256
+    seconds_quick: float = 0.3
+
+
+_RAW = {"image": "raw", "threads": 2, "batch": 256}
+_CROP = {"image": "crop", "shuffle": False, "batch": 64}
+_BIG_READS = {"GOPEN_BUFFER": str(1 << 20)}
+
+_OURS = Case(
+    name="tarpon",
+    what="tarpon.Loader, 2 threads",
+    peer="ours",
+    settings={**_RAW, "shuffle": False},
+)
+_OURS_SHUFFLED = Case(
+    name="tarpon-shuffled",
+    what="tarpon.Loader, 2 threads, shuffle=True",
+    peer="ours",
+    settings={**_RAW, "shuffle": True},
+)
+_WEBDATASET = Case(
+    name="webdataset",
+    what="webdataset, 1 process",
+    peer="webdataset",
+    settings={"shuffle": False, "workers": 0, "batch": 64},
+)
+_DALI = Case(
+    name="dali-reader",
+    what="DALI fn.readers.webdataset with index, CPU, 2 threads (maps, does not copy)",
+    peer="dali",
+    settings=_RAW,
+)
+_DALI_COPIES = Case(
+    name="dali-reader-copies",
+    what="the same with dont_use_mmap=True",
+    peer="dali",
+    settings={**_RAW, "mapped": False},
+)
+
+
+def _pread(name: str, what: str, *, memory: str, shuffle: bool = False) -> Case:
+    settings = {"threads": 2, "shuffle": shuffle, "memory": memory, "batch": 256}
+    return Case(name=name, what=what, peer="pread", settings=settings)
+
+
+_PREAD = _pread("pread", "ceiling: bare pread, 2 C threads, into batches", memory="batches")
+_PREAD_HOT = _pread(
+    "pread-hot", "ceiling: bare pread, 2 C threads, all onto the same pages", memory="hot"
+)
+_PREAD_SHUFFLED = _pread(
+    "pread-shuffled", "ceiling: as pread, in random order", memory="batches", shuffle=True
+)
+
+RAW = Theme(
+    name="raw",
+    title="Raw samples from tar shards on a local disk, page cache warm",
+    note="The consumer takes the length of every JPEG and the value of every label.",
+    rate="samples_per_s",
+    look="count",
+    ours="tarpon",
+    images=4096,
+    seconds=1.0,
+    cases=(
+        _OURS,
+        _PREAD,
+        _WEBDATASET,
+        _DALI,
+        _OURS_SHUFFLED,
+        _PREAD_SHUFFLED,
+        _PREAD_HOT,
+        _DALI_COPIES,
+        Case(
+            name="webdataset-buffer",
+            what="webdataset, 1 process, GOPEN_BUFFER=1 MiB",
+            peer="webdataset",
+            settings={"shuffle": False, "workers": 0, "batch": 64},
+            env=_BIG_READS,
+        ),
+        Case(
+            name="webdataset-workers",
+            what="webdataset, 2 DataLoader workers, lists of 64, GOPEN_BUFFER=1 MiB",
+            peer="webdataset",
+            settings={"shuffle": False, "workers": 2, "batch": 64},
+            env=_BIG_READS,
+        ),
+        Case(
+            name="webdataset-shuffled",
+            what="webdataset, 1 process, shuffled shards and a buffer of 1,000",
+            peer="webdataset",
+            settings={"shuffle": True, "workers": 0, "batch": 64},
+        ),
+        Case(
+            name="torch-files",
+            what="torch DataLoader over loose files, in this process, shuffled",
+            peer="torch_files",
+            settings={"shuffle": True, "workers": 0, "batch": 256},
+        ),
+        Case(
+            name="torch-files-workers",
+            what="torch DataLoader over loose files, 2 workers, shuffled",
+            peer="torch_files",
+            settings={"shuffle": True, "workers": 2, "batch": 256},
+        ),
+    ),
+    bars=(
+        Bar(ours="tarpon", peer="pread", least=0.85),
+        Bar(ours="tarpon-shuffled", peer="pread-shuffled", least=0.85),
+        Bar(ours="tarpon", peer="webdataset", least=8),
+        Bar(ours="tarpon-shuffled", peer="webdataset-shuffled", least=8),
+        Bar(ours="tarpon", peer="dali-reader", least=1.1),
+    ),
+)
+
+TOUCH = Theme(
+    name="touch",
+    title="The same, and the consumer reads every byte",
+    note=(
+        "One Python thread adds up the 64-bit words of every JPEG, so that memory which is only "
+        "mapped has to be there."
+    ),
+    rate="samples_per_s",
+    look="touch",
+    ours="tarpon",
+    images=4096,
+    seconds=1.0,
+    cases=(_OURS, _DALI, _DALI_COPIES, _WEBDATASET),
+    bars=(),
+)
+
+
+def _pillow(name: str, what: str, *, draft: bool, crop_first: bool) -> Case:
+    settings = {"draft": draft, "crop_first": crop_first, "batch": 64}
+    return Case(name=name, what=what, peer="pillow", settings=settings, proof="grey")
+
+
+def _dali(name: str, what: str, **settings: bool) -> Case:
+    all_settings = {"image": "crop", "threads": 2, "batch": 64, **settings}
+    return Case(name=name, what=what, peer="dali", settings=all_settings, proof="grey")
+
+
+DECODE = Theme(
+    name="decode",
+    title="JPEG decode and RandomResizedCrop(224), per CPU second",
+    note=(
+        "tarpon and DALI read from the shards, Pillow and libjpeg from memory. All but DALI, which "
+        "draws its own from the same distribution, decode the same boxes. MB/s are of pixels."
+    ),
+    rate="samples_per_cpu_s",
+    look="count",
+    ours="tarpon",
+    images=1024,
+    seconds=2.5,
+    cases=(
+        Case(
+            name="tarpon",
+            what="tarpon.Loader, 2 threads",
+            peer="ours",
+            settings={**_CROP, "threads": 2},
+            proof="grey",
+        ),
+        Case(
+            name="tarpon-1",
+            what="tarpon.Loader, 1 thread",
+            peer="ours",
+            settings={**_CROP, "threads": 1},
+            proof="grey",
+        ),
+        _pillow(
+            "pillow",
+            "Pillow, resize(box=), draft off, 1 thread",
+            draft=False,
+            crop_first=False,
+        ),
+        _pillow(
+            "pillow-draft",
+            "Pillow, resize(box=), draft on, 1 thread",
+            draft=True,
+            crop_first=False,
+        ),
+        _pillow(
+            "pillow-crop",
+            "Pillow, crop then resize as torchvision does, draft off, 1 thread",
+            draft=False,
+            crop_first=True,
+        ),
+        _dali("dali", "DALI CPU, image_random_crop + resize, antialias on, 2 threads"),
+        _dali(
+            "dali-fast",
+            "DALI CPU, the same with use_fast_idct=True",
+            fast_idct=True,
+        ),
+        _dali("dali-aliased", "DALI CPU, antialias off: not the same pixels", antialias=False),
+        Case(
+            name="libjpeg",
+            what="ceiling: libjpeg-turbo crop decode, no resize, 1 thread",
+            peer="libjpeg",
+            settings={"scaled": True},
+            proof="none",
+        ),
+    ),
+    bars=(
+        Bar(ours="tarpon", peer="pillow", least=2.1),
+        Bar(ours="tarpon", peer="pillow-draft", least=2.1),
+        Bar(ours="tarpon", peer="dali", least=2.1),
+        Bar(ours="tarpon", peer="dali-fast", least=2.1),
+        Bar(ours="tarpon", peer="libjpeg", least=0.85),
+        Bar(ours="tarpon-1", peer="libjpeg", least=0.85),
+    ),
+)
+
+THEMES = (RAW, TOUCH, DECODE)

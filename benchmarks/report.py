@@ -1,0 +1,174 @@
+"""From results to a page of Markdown and a plot beside it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from benchmarks.runner import Result, Spread
+
+_PACKAGES = ("tarpon", "webdataset", "nvidia-dali-cuda120", "torch", "pillow", "numpy")
+_UNITS = {"samples_per_s": "samples/s", "samples_per_cpu_s": "images per CPU s"}
+_MIB = 1 << 20
+
+
+def cpu_model() -> str:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    name = found[1] if found else platform.machine()
+    family = re.search(r"cpu family\s*:\s*(\d+)", text)
+    number = re.search(r"model\s*:\s*(\d+)", text)
+    plain = re.sub(r"\((R|TM)\)", "", name).strip()
+    if "@" in plain or not family or not number:
+        return plain
+    return f"{plain} family {family[1]} model {number[1]}"  # virtual machines hide the name
+
+
+def default_name() -> str:
+    """``<date>-<cpu>.md``."""
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
+    return f"{datetime.date.today().isoformat()}-{slug}.md"
+
+
+def _versions() -> str:
+    parts = []
+    for package in _PACKAGES:
+        try:
+            parts.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            parts.append(f"{package} absent")
+    return ", ".join([f"Python {platform.python_version()}", *parts])
+
+
+def _libjpegs() -> str:
+    """The loader and the ceiling use the system's libjpeg-turbo, Pillow its own."""
+    from PIL import features
+
+    found = sorted(Path("/usr/lib").glob("*/libjpeg.so.*.*"))
+    system = found[-1].name if found else "not found"
+    return f"system {system} (tarpon and the ceiling), Pillow's {features.version('libjpeg_turbo')}"
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    if value >= 1:
+        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.3g}"
+
+
+def _spread(spread: Spread) -> str:
+    return f"{_number(spread.median)} ({_number(spread.low)} to {_number(spread.high)})"
+
+
+def _cases_table(result: Result) -> list[str]:
+    theme = result.theme
+    lines = [
+        f"| case | {_UNITS[theme.rate]}, median (range) | samples/s | MB/s | CPU s per 1,000 | "
+        f"peak RSS, MiB | {theme.ours} / it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in theme.cases:
+        if case.name not in result.runs:
+            continue
+        name = case.name
+        wall = result.spread(name, lambda run: run.samples_per_s).median
+        megabytes = result.spread(name, lambda run: run.bytes / run.seconds / 1e6).median
+        cpu_s = result.spread(name, lambda run: 1000 * run.cpu_s / run.samples).median
+        peak = result.spread(name, lambda run: run.peak_bytes / _MIB).median
+        ratio = f"{_number(result.ratio(theme.ours, name).median)}x"
+        lines.append(
+            f"| `{name}`: {case.what} | {_spread(result.rate(name))} | {_number(wall)} | "
+            f"{_number(megabytes)} | {_number(cpu_s)} | {_number(peak)} | "
+            f"{ratio if theme.ours in result.runs else ''} |"
+        )
+    return lines
+
+
+def _bars_table(result: Result) -> list[str]:
+    bars = result.bars()
+    if not bars:
+        return []
+    lines = ["", "| ratio | measured, median (range) | bar | |", "|---|---|---|---|"]
+    for bar in bars:
+        ratio = result.ratio(bar.ours, bar.peer)
+        verdict = "reached" if ratio.median >= bar.least else "**missed**"
+        lines.append(
+            f"| `{bar.ours}` / `{bar.peer}` | {_spread(ratio)} | >= {bar.least:g} | {verdict} |"
+        )
+    return lines
+
+
+def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plot: str) -> str:
+    """The whole page; `load` is the machine's load average before and after."""
+    cores = len(os.sched_getaffinity(0))
+    lines = [
+        "# Benchmarks",
+        "",
+        f"- {datetime.date.today().isoformat()}, {cpu_model()}, {cores} cores, Linux "
+        f"{platform.release()}",
+        f"- {_versions()}",
+        f"- libjpeg-turbo: {_libjpegs()}",
+        f"- Load average {load[0]:.1f} before and {load[1]:.1f} after; above {cores} the machine "
+        "was shared with other work, and ratios count for more than rates.",
+        f"- {runs} rounds; in each every case runs once, in a process of its own, for whole "
+        "epochs after one that warms up. Ratios are taken within a round; figures are medians.",
+        "- Before the rounds each case makes one epoch, whose checksums must be those of the set.",
+        "- CPU seconds are user and system, of the process and its children. RSS counts pages of "
+        "mapped files, and pages shared between processes once each.",
+        "- Made by `python -m benchmarks`.",
+        "",
+        f"![rates]({plot})",
+    ]
+    for result in results:
+        data, theme = result.data, result.theme
+        lines += [
+            "",
+            f"## {theme.title}",
+            "",
+            f"{data.samples:,} JPEGs of {data.bytes / data.samples / 1000:.0f} kB and "
+            f"{data.width:.0f} x {data.height:.0f} pixels on average. {theme.note}",
+            "",
+            *_cases_table(result),
+            *_bars_table(result),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """One panel per theme: a bar per case, with the range over the rounds."""
+    counts = [len(result.runs) for result in results]
+    with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "tarpon"}):
+        figure = Figure(figsize=(8, 0.9 * len(results) + 0.24 * sum(counts)), layout="constrained")
+        panels = figure.subplots(len(results), 1, squeeze=False, height_ratios=counts)[:, 0]
+        for panel, result in zip(panels, results, strict=True):
+            names = list(result.runs)
+            rates = [result.rate(name) for name in names]
+            errors = [
+                [rate.median - rate.low for rate in rates],
+                [rate.high - rate.median for rate in rates],
+            ]
+            colours = ["#1b6ca8" if name.startswith("tarpon") else "#b8b8b8" for name in names]
+            panel.barh(names, [rate.median for rate in rates], xerr=errors, color=colours)
+            panel.invert_yaxis()
+            panel.set_title(result.theme.title, loc="left")
+            panel.set_xlabel(_UNITS[result.theme.rate])
+            panel.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def write(results: Sequence[Result], output: Path, *, runs: int, load: Sequence[float]) -> Path:
+    """Write the page to `output` and the plot beside it; returns the plot's path."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    plot = output.with_suffix(".svg")
+    draw(results, plot)
+    output.write_text(markdown(results, runs=runs, load=load, plot=plot.name), encoding="utf-8")
+    return plot

@@ -1,0 +1,146 @@
+"""Runs the cases of a theme in turn, each in a process of its own, and compares them by rounds.
+
+A round runs every case once. Ratios are taken within a round, where whatever else the machine did
+hit both sides, and their median is reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.cases import Bar, Case, Rate, Theme
+from benchmarks.data import DataSet
+from benchmarks.measure import Look, Run
+
+_ROOT = Path(__file__).resolve().parent.parent
+_TIMEOUT_S = 600
+_GREY_LEVELS = 3.0  # peers that draw other boxes see other parts of the images
+
+
+class PeerError(RuntimeError):
+    """A case failed, or did not read the bytes that it was to read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Median, smallest and largest of one figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median=statistics.median(values), low=min(values), high=max(values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The runs of a theme's cases, round by round; ``runs[case][round]``."""
+
+    theme: Theme
+    data: DataSet
+    runs: dict[str, list[Run]]
+
+    def spread(self, case: str, figure: Callable[[Run], float]) -> Spread:
+        return Spread.of([figure(run) for run in self.runs[case]])
+
+    def rate(self, case: str) -> Spread:
+        return self.spread(case, lambda run: rate_of(run, self.theme.rate))
+
+    def ratio(self, ours: str, peer: str) -> Spread:
+        """How many times faster `ours` was than `peer`, within each round."""
+        pairs = zip(self.runs[ours], self.runs[peer], strict=True)
+        rate = self.theme.rate
+        return Spread.of([rate_of(a, rate) / rate_of(b, rate) for a, b in pairs])
+
+    def bars(self) -> list[Bar]:
+        """Those whose both sides ran."""
+        return [bar for bar in self.theme.bars if {bar.ours, bar.peer} <= self.runs.keys()]
+
+
+def rate_of(run: Run, rate: Rate) -> float:
+    return run.samples_per_s if rate == "samples_per_s" else run.samples_per_cpu_s
+
+
+def run_case(case: Case, data: DataSet, *, seconds: float, look: Look) -> Run:
+    """One run in a fresh process."""
+    asked = {
+        "peer": case.peer,
+        "settings": case.settings,
+        "data": asdict(data),
+        "seconds": seconds,
+        "look": look,
+    }
+    # one thread each in the maths libraries: nobody's spinning is to be counted as work
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | case.env
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.measure", json.dumps(asked)],
+        cwd=_ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        tail = "\n".join(done.stderr.strip().splitlines()[-12:])
+        raise PeerError(f"{case.name}: ended with {done.returncode}\n{tail}")
+    return Run(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def prove(theme: Theme, cases: Sequence[Case], data: DataSet) -> None:
+    """Let every case make one epoch, and compare what it handed over with what is in the set.
+
+    Raises:
+        PeerError: Another number of samples, other bytes, other labels, or other pictures.
+    """
+    greys: dict[str, float] = {}
+    for case in cases:
+        if case.proof == "none":
+            continue
+        run = run_case(case, data, seconds=0, look="check")
+        found: tuple[int, ...] = (run.samples, run.bytes, run.crc, run.labels)
+        expected: tuple[int, ...] = (data.samples, data.bytes, data.crc % 2**64, data.labels)
+        if case.proof == "grey":
+            found, expected = found[:1], expected[:1]
+            greys[case.name] = run.grey
+        if found != expected:
+            raise PeerError(
+                f"{theme.name}/{case.name}: samples, bytes, checksum, labels {found}, expected "
+                f"{expected}; it does not read the same bytes as the others"
+            )
+    for name, grey in greys.items():
+        if abs(grey - greys[next(iter(greys))]) > _GREY_LEVELS:
+            raise PeerError(f"{theme.name}: mean grey levels {greys}: {name} makes other pictures")
+
+
+def run_theme(
+    theme: Theme,
+    data: DataSet,
+    *,
+    runs: int,
+    seconds: float,
+    only: str | None = None,
+    tick: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Every case (whose name contains `only`) `runs` times, A B A B, after the proof.
+
+    `tick` is called before each run with what is about to run.
+    """
+    cases = [case for case in theme.cases if only is None or only in case.name]
+    tick("proof")
+    prove(theme, cases, data)
+    made: dict[str, list[Run]] = {case.name: [] for case in cases}
+    for number in range(runs):
+        for case in cases:
+            tick(f"round {number + 1} of {runs}, {case.name}")
+            made[case.name].append(run_case(case, data, seconds=seconds, look=theme.look))
+    return Result(theme=theme, data=data, runs=made)
