@@ -166,6 +166,8 @@ class Train:
     label_smoothing: float = _key("share of the target spread over all classes")
     threads: int | None = _key("decoding threads; null means one per core")
     checkpoint_every_s: float = _key("seconds between checkpoints inside an epoch")
+    allow_unproven: bool = _key("train on a version whose leakage proof is missing or failed")
+    fresh: bool = _key("start over where a finished or interrupted training could go on")
 
     def __post_init__(self) -> None:
         _check_at_least("train.epochs", self.epochs, 1)

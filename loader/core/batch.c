@@ -70,6 +70,11 @@ tp_status tp_batch_set(tp_batch *batch, const uint64_t *samples, const uint64_t 
     }
     memcpy(batch->samples, samples, count * sizeof *samples);
     memcpy(batch->positions, positions, count * sizeof *positions);
+    const uint64_t most = tp_dataset_samples(batch->recipe->dataset);
+    for (uint32_t slot = 0; slot < count; slot++) /* a number outside would be read outside */
+        if (batch->samples[slot] >= most)
+            return tp_fail(err, TP_ERANGE, "sample %" PRIu64 " of a dataset of %" PRIu64 " samples",
+                           batch->samples[slot], most);
     batch->count = count;
     batch->seed = seed;
     batch->epoch = epoch;
@@ -82,6 +87,14 @@ static void fail_batch(tp_batch *batch, const struct tp_error *why)
     if (batch->failure.status == TP_OK)
         batch->failure = *why;
     (void)pthread_mutex_unlock(&batch->lock);
+}
+
+static bool has_failed(tp_batch *batch)
+{
+    (void)pthread_mutex_lock(&batch->lock);
+    bool failed = batch->failure.status != TP_OK;
+    (void)pthread_mutex_unlock(&batch->lock);
+    return failed;
 }
 
 static void note(tp_batch *batch, const struct tp_issue *issue)
@@ -120,7 +133,10 @@ static tp_status find_members(tp_batch *batch, struct tp_error *err)
     const struct tp_recipe *recipe = batch->recipe;
     for (uint32_t slot = 0; slot < batch->count; slot++) {
         struct tp_found *found = &batch->found[slot];
-        tp_status        st = tp_dataset_find(recipe->dataset, batch->samples[slot], found, err);
+        const uint64_t   sample = batch->samples[slot];
+        atomic_store_explicit(&batch->finding, tp_dataset_shard_of(recipe->dataset, sample),
+                              memory_order_relaxed);
+        tp_status st = tp_dataset_find(recipe->dataset, sample, found, err);
         if (st != TP_OK)
             return st;
         for (uint32_t f = 0; f < recipe->field_count; f++) {
@@ -151,9 +167,11 @@ static uint64_t slot_bytes(const struct tp_field *field)
 
 static bool reserve(uint64_t *total, uint64_t bytes, uint64_t *at)
 {
-    uint64_t start = (*total + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    *at = start;
-    return !__builtin_add_overflow(start, bytes, total);
+    uint64_t last;
+    if (__builtin_add_overflow(*total, ALIGNMENT - 1, &last))
+        return false;
+    *at = last / ALIGNMENT * ALIGNMENT;
+    return !__builtin_add_overflow(*at, bytes, total);
 }
 
 /* Lay the fields out one after another.  TP_ENOMEM: more than 64 bits count. */
@@ -224,8 +242,7 @@ tp_status tp_batch_open(tp_batch *batch, struct tp_error *err)
 static tp_status read_member(tp_batch *batch, uint32_t slot, const struct tp_member *member,
                              uint8_t *out, struct tp_worker *worker, struct tp_error *err)
 {
-    uint64_t start = now_ns();
-    atomic_store_explicit(&worker->shard, batch->found[slot].shard, memory_order_relaxed);
+    uint64_t  start = now_ns();
     tp_status st = tp_dataset_read(batch->recipe->dataset, &batch->found[slot], member, out, err);
     atomic_fetch_add_explicit(&worker->read_bytes, member->size, memory_order_relaxed);
     atomic_fetch_add_explicit(&worker->read_ns, now_ns() - start, memory_order_relaxed);
@@ -345,20 +362,37 @@ static tp_status fill_crop(tp_batch *batch, uint32_t slot, uint32_t f,
             *err = why;
         return st;
     }
-    if (st != TP_OK)
+    if (st != TP_OK) {
+        memset(out, 0, slot_bytes(field)); /* half an image may have been decoded */
         note_bad(batch, slot, f, member->offset, why.message);
+    }
     return TP_OK;
+}
+
+/* Zeros where the member is missing, so that nothing of an earlier batch shows. */
+static void clear_slot(tp_batch *batch, uint32_t slot, uint32_t f)
+{
+    const struct tp_field *field = &batch->recipe->fields[f];
+    if (field->kind != TP_FIELD_RAW)
+        memset(tp_slab_data(batch->slab) + batch->layouts[f].data_at + slot * slot_bytes(field), 0,
+               slot_bytes(field));
 }
 
 void tp_batch_fill(tp_batch *batch, uint32_t slot, struct tp_worker *worker)
 {
     const struct tp_recipe *recipe = batch->recipe;
     struct tp_error         err;
+    if (has_failed(batch)) /* nobody will look at the slot */
+        return;
+    atomic_store_explicit(&worker->shard, batch->found[slot].shard, memory_order_relaxed);
+    atomic_store_explicit(&worker->since_ns, now_ns(), memory_order_relaxed);
     for (uint32_t f = 0; f < recipe->field_count; f++) {
         const struct tp_member *member = batch->members[slot * recipe->field_count + f];
         tp_status               st;
-        if (!member) /* noted when the batch was opened */
+        if (!member) { /* noted when the batch was opened */
+            clear_slot(batch, slot, f);
             continue;
+        }
         if (recipe->fields[f].kind == TP_FIELD_RAW) {
             uint8_t *data = tp_slab_data(batch->slab) + batch->layouts[f].data_at;
             st = read_member(batch, slot, member, data + raw_offsets(batch, f)[slot], worker, &err);

@@ -6,8 +6,8 @@
  *
  * tp_batch_open() finds every sample, adds up the sizes and takes the slab; after it
  * tp_batch_fill() may run for different slots on different threads, each with its own worker.  A
- * slot whose wanted fields cannot be made is noted and does not fail the batch; a shard that cannot
- * be read does. */
+ * slot whose wanted fields cannot be made is noted, holds zeros there, and does not fail the batch;
+ * a shard that cannot be read does. */
 #ifndef TARPON_BATCH_H
 #define TARPON_BATCH_H
 
@@ -62,7 +62,8 @@ struct tp_worker {
     tp_decoder   *decoder;
     uint8_t      *encoded; /* grows to the largest image seen */
     size_t        encoded_size;
-    atomic_size_t shard; /* being read now: for the message of a time-out */
+    atomic_size_t shard;    /* of the slot in hand, and since when: for the message of a time-out */
+    atomic_ullong since_ns; /* CLOCK_MONOTONIC */
     atomic_ullong read_bytes, read_ns, decode_ns;
 };
 
@@ -77,7 +78,8 @@ struct tp_batch {
     const struct tp_member **members; /* [slot * field_count + field]; NULL: missing */
     struct tp_field_layout  *layouts;
     tp_slab                 *slab;
-    pthread_mutex_t          lock; /* issues and failure */
+    atomic_size_t            finding; /* the shard that tp_batch_open() looks into now */
+    pthread_mutex_t          lock;    /* issues and failure */
     struct tp_issue         *issues;
     size_t                   issue_count, issue_capacity;
     struct tp_error          failure; /* of the whole batch; status TP_OK: none */
@@ -90,7 +92,8 @@ void                    tp_worker_free(struct tp_worker *worker);
 TP_MUST_CHECK tp_status tp_batch_create(tp_batch **out, const struct tp_recipe *recipe,
                                         struct tp_error *err);
 
-/* Ask for `count` samples; position i seeds the random crop of slot i.  Copies both arrays. */
+/* Ask for `count` samples; position i seeds the random crop of slot i.  Copies both arrays.
+ * TP_ERANGE: a sample the dataset does not have.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_batch_set(tp_batch *batch, const uint64_t *samples,
                                      const uint64_t *positions, uint32_t count, uint64_t seed,
                                      uint64_t epoch, struct tp_error *err);

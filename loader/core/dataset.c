@@ -66,7 +66,7 @@ static tp_status read_file(const char *path, uint8_t **out, size_t *size, struct
 
     *out = NULL;
     *size = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not block us */
     if (fd < 0 && errno == ENOENT)
         return TP_OK;
     if (fd < 0 || fstat(fd, &info) < 0) {
@@ -203,6 +203,7 @@ tp_status tp_dataset_create(tp_dataset **out, const struct tp_shard *shards, siz
         return tp_fail(err, TP_ENOMEM, "out of memory");
     atomic_init(&dataset->owners, 1);
     atomic_init(&dataset->files.left, open_files_allowed());
+    dataset->files.below = (int)open_files_allowed();
     tp_status st = TP_OK;
     dataset->shards = tp_alloc_zero(count, sizeof *dataset->shards);
     if (!dataset->shards)
@@ -240,7 +241,7 @@ const char *tp_dataset_shard_path(const tp_dataset *dataset, size_t shard)
 }
 
 /* The last shard that starts at or before `sample`; empty shards share their successor's start. */
-static size_t shard_of(const tp_dataset *dataset, uint64_t sample)
+size_t tp_dataset_shard_of(const tp_dataset *dataset, uint64_t sample)
 {
     size_t low = 0, high = dataset->count;
     while (high - low > 1) {
@@ -257,7 +258,7 @@ tp_status tp_dataset_find(tp_dataset *dataset, uint64_t sample, struct tp_found 
                           struct tp_error *err)
 {
     assert(sample < dataset->samples);
-    found->shard = shard_of(dataset, sample);
+    found->shard = tp_dataset_shard_of(dataset, sample);
     struct shard *shard = &dataset->shards[found->shard];
     tp_status     st = want_index(shard, &found->index, err);
     if (st == TP_OK)

@@ -39,6 +39,7 @@ uint64_t    tp_dataset_samples(const tp_dataset *dataset);
 size_t      tp_dataset_shards(const tp_dataset *dataset);
 uint64_t    tp_dataset_shard_samples(const tp_dataset *dataset, size_t shard);
 const char *tp_dataset_shard_path(const tp_dataset *dataset, size_t shard);
+size_t      tp_dataset_shard_of(const tp_dataset *dataset, uint64_t sample); /* no disk */
 
 /* Sample number `sample`, below tp_dataset_samples().  Fails as tp_dataset_create. */
 TP_MUST_CHECK tp_status tp_dataset_find(tp_dataset *dataset, uint64_t sample,

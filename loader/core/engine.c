@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -28,6 +29,7 @@ struct thread {
     struct tp_worker  worker;
     pthread_t         id;
     struct tp_engine *engine;
+    const struct job *filling; /* NULL: none */
 };
 
 struct tp_engine {
@@ -40,7 +42,7 @@ struct tp_engine {
     tp_batch        *spare;
     bool             closing;
     uint64_t         samples, idle_ns, full_ns;
-    uint64_t         full_since_ns; /* 0: the pool has room */
+    bool             alone; /* one thread does everything */
     uint32_t         thread_count;
     struct thread   *threads;
 };
@@ -99,14 +101,11 @@ static void on_room(void *argument)
 {
     tp_engine *engine = argument;
     (void)pthread_mutex_lock(&engine->lock);
-    if (engine->full_since_ns) {
-        engine->full_ns += now_ns() - engine->full_since_ns;
-        engine->full_since_ns = 0;
-    }
     for (struct job *job = engine->oldest; job; job = job->next)
-        if (job->state == JOB_FULL)
+        if (job->state == JOB_FULL) {
             job->state = JOB_NEW;
-    (void)pthread_cond_broadcast(&engine->work);
+            (void)pthread_cond_broadcast(&engine->work);
+        }
     (void)pthread_mutex_unlock(&engine->lock);
 }
 
@@ -123,8 +122,6 @@ static void open_job(tp_engine *engine, struct job *job)
         /* Room that came free while we looked would not be announced again. */
         bool missed = tp_pool_held(engine->recipe.pool) < held_before;
         job->state = missed ? JOB_NEW : JOB_FULL;
-        if (!missed && !engine->full_since_ns)
-            engine->full_since_ns = now_ns();
         return;
     }
     job->state = JOB_OPEN;
@@ -136,35 +133,53 @@ static void open_job(tp_engine *engine, struct job *job)
     settle(engine, job);
 }
 
-static void fill_some(tp_engine *engine, struct job *job, struct tp_worker *worker)
+static void fill_some(tp_engine *engine, struct job *job, struct thread *self)
 {
     uint32_t first = job->next_slot;
     uint32_t last =
         job->batch->count - first < SLOTS_AT_ONCE ? job->batch->count : first + SLOTS_AT_ONCE;
     job->next_slot = last;
     job->busy++;
+    self->filling = job;
     (void)pthread_mutex_unlock(&engine->lock);
     for (uint32_t slot = first; slot < last; slot++)
-        tp_batch_fill(job->batch, slot, worker);
+        tp_batch_fill(job->batch, slot, &self->worker);
     (void)pthread_mutex_lock(&engine->lock);
+    self->filling = NULL;
     job->busy--;
     engine->samples += last - first;
     settle(engine, job);
 }
 
 /* The next thing to do, oldest batch first: fill an open one, or open the first unopened one if
- * nobody is opening.  NULL: nothing.  Locked. */
+ * nobody is opening.  Of several threads one opens the next batch while the others fill the only
+ * one that is open: an index may take long to read.  NULL: nothing.  Locked. */
 static struct job *choose(const tp_engine *engine)
 {
+    struct job *fill = NULL;
     for (struct job *job = engine->oldest; job; job = job->next) {
-        if (job->state == JOB_OPEN && !job->cancelled && job->next_slot < job->batch->count)
-            return job;
+        if (job->state == JOB_OPEN && !job->cancelled && job->next_slot < job->batch->count) {
+            if (fill || engine->alone)
+                return fill ? fill : job;
+            fill = job;
+        }
         if (job->state == JOB_NEW)
             return job;
         if (job->state == JOB_OPENING || job->state == JOB_FULL)
-            return NULL; /* later ones are opened after it */
+            break; /* later ones are opened after it */
     }
-    return NULL;
+    return fill;
+}
+
+/* Nothing to do: wait until there may be, and remember what for.  Locked. */
+static void wait_for_work(tp_engine *engine)
+{
+    bool full = false;
+    for (const struct job *job = engine->oldest; job; job = job->next)
+        full |= job->state == JOB_FULL;
+    uint64_t start = now_ns();
+    (void)pthread_cond_wait(&engine->work, &engine->lock);
+    *(full ? &engine->full_ns : &engine->idle_ns) += now_ns() - start;
 }
 
 static void *thread_main(void *argument)
@@ -174,18 +189,31 @@ static void *thread_main(void *argument)
     (void)pthread_mutex_lock(&engine->lock);
     while (!engine->closing) {
         struct job *job = choose(engine);
-        if (!job) {
-            uint64_t start = now_ns();
-            (void)pthread_cond_wait(&engine->work, &engine->lock);
-            engine->idle_ns += now_ns() - start;
-        } else if (job->state == JOB_NEW) {
+        if (!job)
+            wait_for_work(engine);
+        else if (job->state == JOB_NEW)
             open_job(engine, job);
-        } else {
-            fill_some(engine, job, &self->worker);
-        }
+        else
+            fill_some(engine, job, self);
     }
     (void)pthread_mutex_unlock(&engine->lock);
     return NULL;
+}
+
+/* Start one that hears no signals: they are for the threads of the program, which handle them.
+ * Those of a crash stay: blocked, they would kill without a word. */
+static int start_deaf(pthread_t *id, void *(*run)(void *), void *argument)
+{
+    sigset_t most, before;
+    (void)sigfillset(&most);
+    (void)sigdelset(&most, SIGSEGV);
+    (void)sigdelset(&most, SIGBUS);
+    (void)sigdelset(&most, SIGFPE);
+    (void)sigdelset(&most, SIGILL);
+    (void)pthread_sigmask(SIG_SETMASK, &most, &before);
+    int failed = pthread_create(id, NULL, run, argument);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
 }
 
 static tp_status start_threads(tp_engine *engine, uint32_t count, struct tp_error *err)
@@ -199,7 +227,7 @@ static tp_status start_threads(tp_engine *engine, uint32_t count, struct tp_erro
         tp_status st = tp_worker_init(&thread->worker, err);
         if (st != TP_OK)
             return st;
-        int failed = pthread_create(&thread->id, NULL, thread_main, thread);
+        int failed = start_deaf(&thread->id, thread_main, thread);
         if (failed) {
             tp_worker_free(&thread->worker);
             return tp_fail(err, TP_ENOMEM, "cannot start thread %" PRIu32 " of %" PRIu32 ": %s",
@@ -210,10 +238,29 @@ static tp_status start_threads(tp_engine *engine, uint32_t count, struct tp_erro
     return TP_OK;
 }
 
+static tp_status check_options(const struct tp_engine_options *options, struct tp_error *err)
+{
+    if (options->threads < 1 || options->threads > TP_ENGINE_MAX_THREADS)
+        return tp_fail(err, TP_ERANGE, "%" PRIu32 " threads, expected 1 to %u", options->threads,
+                       TP_ENGINE_MAX_THREADS);
+    for (size_t f = 0; f < options->field_count; f++) {
+        const struct tp_field *field = &options->fields[f];
+        if (field->kind == TP_FIELD_RAW || field->kind == TP_FIELD_INT)
+            continue;
+        if (field->target.size < 1 || field->target.size > TP_TARGET_MAX_SIZE)
+            return tp_fail(err, TP_ERANGE, "an image size of %" PRIu32 ", expected 1 to %d",
+                           field->target.size, TP_TARGET_MAX_SIZE);
+    }
+    return TP_OK;
+}
+
 tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *options,
                            struct tp_error *err)
 {
     *out = NULL;
+    tp_status st = check_options(options, err);
+    if (st != TP_OK)
+        return st;
     tp_engine *engine = tp_alloc_zero(1, sizeof *engine);
     if (!engine)
         return tp_fail(err, TP_ENOMEM, "out of memory");
@@ -230,7 +277,8 @@ tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *opti
     engine->recipe.fields = options->fields;
     engine->recipe.field_count = options->field_count;
 
-    tp_status st = tp_pool_create(&engine->recipe.pool, options->buffer_bytes, err);
+    engine->alone = options->threads == 1;
+    st = tp_pool_create(&engine->recipe.pool, options->buffer_bytes, err);
     if (st == TP_OK) {
         tp_pool_on_room(engine->recipe.pool, on_room, engine);
         st = start_threads(engine, options->threads, err);
@@ -301,11 +349,25 @@ static tp_status describe_wait(const tp_engine *engine, const struct job *job, s
                        "buffer_bytes is full: %" PRIu64 " bytes are held by batches still in use; "
                        "let go of earlier batches or raise buffer_bytes",
                        tp_pool_held(engine->recipe.pool));
-    if (job->state != JOB_OPEN)
-        return tp_fail(err, TP_ETIMEOUT, "reading the index of its shards");
-    size_t shard = atomic_load_explicit(&engine->threads[0].worker.shard, memory_order_relaxed);
-    return tp_fail(err, TP_ETIMEOUT, "reading %s",
-                   tp_dataset_shard_path(engine->recipe.dataset, shard));
+    const tp_dataset *dataset = engine->recipe.dataset;
+    if (job->state == JOB_OPENING) {
+        size_t shard = atomic_load_explicit(&job->batch->finding, memory_order_relaxed);
+        return tp_fail(err, TP_ETIMEOUT, "reading the index of %s",
+                       tp_dataset_shard_path(dataset, shard));
+    }
+    size_t   shard = SIZE_MAX;
+    uint64_t since = UINT64_MAX;
+    for (uint32_t i = 0; i < engine->thread_count; i++) { /* the slot longest at work */
+        const struct thread *thread = &engine->threads[i];
+        uint64_t start = atomic_load_explicit(&thread->worker.since_ns, memory_order_relaxed);
+        if (thread->filling != job || start >= since)
+            continue;
+        since = start;
+        shard = atomic_load_explicit(&thread->worker.shard, memory_order_relaxed);
+    }
+    if (shard >= tp_dataset_shards(dataset))
+        return tp_fail(err, TP_ETIMEOUT, "the threads are busy with earlier batches");
+    return tp_fail(err, TP_ETIMEOUT, "reading %s", tp_dataset_shard_path(dataset, shard));
 }
 
 tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, tp_batch **out,
@@ -324,8 +386,10 @@ tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, tp_batch **out,
     (void)pthread_mutex_lock(&engine->lock);
     struct job *job = oldest_wanted(engine);
     int         waited = 0;
-    while (job && !job_done(job) && waited != ETIMEDOUT)
+    while (job && !job_done(job) && waited != ETIMEDOUT) {
         waited = pthread_cond_timedwait(&engine->done, &engine->lock, &until);
+        job = oldest_wanted(engine); /* another thread may have cancelled or taken it */
+    }
     if (!job) {
         st = tp_fail(err, TP_ERANGE, "no batch was asked for");
     } else if (!job_done(job)) {
@@ -363,6 +427,8 @@ void tp_engine_cancel(tp_engine *engine)
         settle(engine, job);
         job = engine->oldest; /* settle() let go of the lock: start over */
     }
+    (void)pthread_cond_broadcast(&engine->work); /* nobody waits for room any more */
+    (void)pthread_cond_broadcast(&engine->done); /* nor for what was cancelled */
     (void)pthread_mutex_unlock(&engine->lock);
 }
 

@@ -7,12 +7,15 @@
  *
  * Batches are opened strictly in order, so that the memory ceiling can never be spent on a later
  * batch while an earlier one waits.  When the pool is full, opening waits until a slab comes
- * back.  Submit, take and recycle belong to one consumer thread at a time; the engine's own
- * threads call nothing outside the core. */
+ * back.  Any thread may submit, take, recycle and cancel; nobody may be inside when the engine is
+ * freed.  The engine's own threads call nothing outside the core and hear no signals. */
 #ifndef TARPON_ENGINE_H
 #define TARPON_ENGINE_H
 
 #include "batch.h"
+
+/* More than any machine has use for; past it somebody mixed numbers up. */
+#define TP_ENGINE_MAX_THREADS 1024u
 
 typedef struct tp_engine tp_engine;
 
@@ -20,7 +23,7 @@ struct tp_engine_options {
     tp_dataset            *dataset; /* the engine keeps a reference of its own */
     const struct tp_field *fields;  /* borrowed: must outlive the engine */
     size_t                 field_count;
-    uint32_t               threads;      /* >= 1 */
+    uint32_t               threads;      /* 1 to TP_ENGINE_MAX_THREADS */
     uint64_t               buffer_bytes; /* ceiling on batch memory; UINT64_MAX: none */
 };
 
@@ -32,7 +35,8 @@ struct tp_engine_stats {
     uint64_t held_bytes;         /* in batches that somebody holds now */
 };
 
-/* TP_OK: the caller owns *out, and its threads run. */
+/* TP_OK: the caller owns *out, and its threads run.  TP_ERANGE: the number of threads, or a crop's
+ * size.  TP_ENOMEM: also when a thread could not be started. */
 TP_MUST_CHECK tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *options,
                                          struct tp_error *err);
 
@@ -50,7 +54,8 @@ TP_MUST_CHECK tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, t
 /* Give a taken batch back.  Its slab goes to the pool unless the caller set `slab` to NULL. */
 void tp_engine_recycle(tp_engine *engine, tp_batch *batch);
 
-/* Forget every batch asked for and not taken. */
+/* Forget every batch asked for and not taken.  Does not wait for threads that are at work on one.
+ */
 void tp_engine_cancel(tp_engine *engine);
 
 void tp_engine_stats(tp_engine *engine, struct tp_engine_stats *stats);

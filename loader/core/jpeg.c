@@ -183,15 +183,22 @@ static struct tp_box stored_box(const struct tp_jpeg_header *header, const struc
     return b;
 }
 
-/* The largest reduction that leaves the box REDUCED_MARGIN times `size` pixels a side. */
-static unsigned reduction_of(const struct job *job)
+/* The largest reduction that leaves the box REDUCED_MARGIN times `size` pixels a side.  None for
+ * the rare files that sample a channel more than twice as densely as another: libjpeg-turbo 2.1
+ * crops some of those wrongly when it reduces. */
+static unsigned reduction_of(const struct jpeg_decompress_struct *jpeg, const struct job *job)
 {
     const double width = job->box.x1 - job->box.x0, height = job->box.y1 - job->box.y0;
     const double shorter = width < height ? width : height;
-    if (job->allow_scaled_dct)
-        for (unsigned by = 8; by > 1; by /= 2)
-            if (shorter >= (double)by * REDUCED_MARGIN * job->target->size)
-                return by;
+
+    if (!job->allow_scaled_dct)
+        return 1;
+    for (int c = 0; c < jpeg->num_components; c++)
+        if (jpeg->comp_info[c].h_samp_factor > 2 || jpeg->comp_info[c].v_samp_factor > 2)
+            return 1;
+    for (unsigned by = 8; by > 1; by /= 2)
+        if (shorter >= (double)by * REDUCED_MARGIN * job->target->size)
+            return by;
     return 1;
 }
 
@@ -210,8 +217,8 @@ static tp_status reserve_row(tp_decoder *decoder, struct tp_error *err)
     return TP_OK;
 }
 
-/* Parse the header and start decompression at 1 / `reduction`. */
-static tp_status begin(tp_decoder *decoder, unsigned reduction)
+/* Parse the header and start decompression, reduced where the job allows it. */
+static tp_status begin(tp_decoder *decoder)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
     const struct job              *job = &decoder->job;
@@ -225,7 +232,7 @@ static tp_status begin(tp_decoder *decoder, unsigned reduction)
                        jpeg->image_width, jpeg->image_height, job->header.width,
                        job->header.height);
     jpeg->scale_num = 1;
-    jpeg->scale_denom = reduction;
+    jpeg->scale_denom = reduction_of(jpeg, job);
     jpeg->dct_method = JDCT_ISLOW;
     jpeg->do_fancy_upsampling = TRUE;
     jpeg->out_color_space = job->header.components == 4 ? JCS_CMYK : JCS_RGB;
@@ -283,15 +290,14 @@ static tp_status crop_body(tp_decoder *decoder)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
     const struct job              *job = &decoder->job;
-    const unsigned                 reduction = reduction_of(job);
     struct tp_region               needed;
     uint8_t                       *rows[BATCH_ROWS];
     uint32_t                       count;
 
-    tp_status st = begin(decoder, reduction);
+    tp_status st = begin(decoder);
     if (st != TP_OK)
         return st;
-    const double        scale = 1.0 / reduction;
+    const double        scale = 1.0 / jpeg->scale_denom;
     const struct tp_box box = {job->box.x0 * scale, job->box.y0 * scale, job->box.x1 * scale,
                                job->box.y1 * scale};
     st = tp_resizer_plan(decoder->resizer, jpeg->output_width, jpeg->output_height, &box, job->turn,
@@ -343,7 +349,7 @@ static tp_status full_body(tp_decoder *decoder)
     const struct job              *job = &decoder->job;
     const bool                     direct = job->header.orientation == 1;
 
-    tp_status st = begin(decoder, 1);
+    tp_status st = begin(decoder);
     if (st != TP_OK)
         return st;
     while (jpeg->output_scanline < jpeg->output_height) {

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <unistd.h>
 
 enum { ALIGNMENT = 64, SMALLEST_BYTES = 4096, KEPT_MOST = 16 };
 
@@ -19,7 +20,8 @@ struct tp_slab {
 struct tp_pool {
     pthread_mutex_t lock;
     pthread_mutex_t calling; /* held around on_room, so that switching it off waits for it */
-    tp_slab        *kept;
+    pid_t           process;
+    tp_slab        *kept; /* the last one released first */
     uint64_t        ceiling_bytes;
     uint64_t        held_bytes, kept_bytes; /* capacities */
     uint64_t        owners;                 /* the creator and every held slab */
@@ -34,6 +36,7 @@ tp_status tp_pool_create(tp_pool **out, uint64_t ceiling_bytes, struct tp_error 
     tp_pool *pool = tp_alloc_zero(1, sizeof *pool);
     if (!pool)
         return tp_fail(err, TP_ENOMEM, "out of memory");
+    pool->process = getpid();
     pool->ceiling_bytes = ceiling_bytes;
     pool->owners = 1;
     (void)pthread_mutex_init(&pool->lock, NULL); /* default attributes: cannot fail on Linux */
@@ -56,7 +59,7 @@ static uint64_t capacity_for(uint64_t bytes)
     uint64_t step = SMALLEST_BYTES;
     while (step * 16 <= bytes)
         step *= 2;
-    return (bytes + step - 1) / step * step;
+    return bytes == 0 ? step : (bytes + step - 1) / step * step;
 }
 
 static void destroy(tp_slab *slab)
@@ -84,10 +87,14 @@ static tp_slab *take_kept(tp_pool *pool, uint64_t capacity)
     return slab;
 }
 
+/* The one longest unused, so that sizes nobody asks for any more are not kept for ever. */
 static void destroy_one_kept(tp_pool *pool)
 {
-    tp_slab *slab = pool->kept;
-    pool->kept = slab->next;
+    tp_slab **at = &pool->kept;
+    while ((*at)->next)
+        at = &(*at)->next;
+    tp_slab *slab = *at;
+    *at = NULL;
     pool->kept_bytes -= slab->capacity;
     pool->kept_count--;
     destroy(slab);
@@ -176,7 +183,7 @@ static void disown(tp_pool *pool)
 
 void tp_slab_release(tp_slab *slab)
 {
-    if (!slab)
+    if (!slab || slab->pool->process != getpid())
         return;
     tp_pool *pool = slab->pool;
     (void)pthread_mutex_lock(&pool->lock);
@@ -206,6 +213,6 @@ uint64_t tp_pool_held(tp_pool *pool)
 
 void tp_pool_release(tp_pool *pool)
 {
-    if (pool)
+    if (pool && pool->process == getpid())
         disown(pool);
 }

@@ -4,7 +4,8 @@
  *
  * A slab belongs to whoever holds it until tp_slab_release(); then the pool keeps its memory
  * for the next taker of about that size.  A slab may outlive tp_pool_release(): the pool's
- * memory goes when its last slab does.  Thread-safe. */
+ * memory goes when its last slab does.  Thread-safe.  In a child after fork(), where another
+ * thread may have held a lock for ever, letting go does nothing. */
 #ifndef TARPON_SLAB_H
 #define TARPON_SLAB_H
 
@@ -19,8 +20,8 @@ typedef struct tp_slab tp_slab;
  * ceiling.  TP_OK: the caller owns *out. */
 TP_MUST_CHECK tp_status tp_pool_create(tp_pool **out, uint64_t ceiling_bytes, struct tp_error *err);
 
-/* Called, without any lock held, each time room may have come free.  NULL switches it off; on
- * return no call is running any more. */
+/* Called each time room may have come free; it may take from the pool, but not release to it.
+ * NULL switches it off; on return no call is running any more. */
 void tp_pool_on_room(tp_pool *pool, void (*call)(void *), void *argument);
 
 /* A slab of at least `bytes`, aligned to 64.  TP_OK: the caller owns *out.  TP_ERANGE: no room

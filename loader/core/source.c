@@ -17,8 +17,9 @@ struct tp_source {
     struct tp_open_files *files;
     pthread_mutex_t       lock; /* around opening */
     atomic_int            fd;   /* -1: not kept open */
-    bool                  seen; /* the three below were read from the file */
+    bool                  seen; /* the four below were read from the file */
     uint64_t              bytes;
+    dev_t                 device;
     ino_t                 inode;
     struct timespec       changed;
 };
@@ -56,7 +57,8 @@ static tp_status check_identity(tp_source *source, const struct stat *info, stru
             "%s: %" PRIu64 " bytes, expected %" PRIu64
             "; the shard was cut off or replaced, write it again or renew its shard list",
             source->path, bytes, source->bytes);
-    bool same = info->st_ino == source->inode && info->st_mtim.tv_sec == source->changed.tv_sec &&
+    bool same = info->st_dev == source->device && info->st_ino == source->inode &&
+                info->st_mtim.tv_sec == source->changed.tv_sec &&
                 info->st_mtim.tv_nsec == source->changed.tv_nsec;
     if (source->seen && !same)
         return tp_fail(err, TP_EIO,
@@ -66,6 +68,7 @@ static tp_status check_identity(tp_source *source, const struct stat *info, stru
     if (!source->seen) { /* written once, before any descriptor is handed out */
         source->seen = true;
         source->bytes = bytes;
+        source->device = info->st_dev;
         source->inode = info->st_ino;
         source->changed = info->st_mtim;
     }
@@ -75,11 +78,14 @@ static tp_status check_identity(tp_source *source, const struct stat *info, stru
 static tp_status open_checked(tp_source *source, int *out, struct tp_error *err)
 {
     struct stat info;
-    int         fd = open(source->path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: a pipe under that name is refused below instead of waited for */
+    int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     *out = -1;
     if (fd < 0 || fstat(fd, &info) < 0) {
-        tp_status st = tp_fail(err, TP_EIO, "%s: %s; check the path and its permissions",
-                               source->path, strerror(errno));
+        bool      many = errno == EMFILE || errno == ENFILE;
+        tp_status st = tp_fail(err, TP_EIO, "%s: %s; %s", source->path, strerror(errno),
+                               many ? "raise the limit on open files (ulimit -n)"
+                                    : "check the path and its permissions");
         if (fd >= 0)
             (void)close(fd);
         return st;
@@ -103,7 +109,7 @@ static tp_status borrow(tp_source *source, int *fd, bool *keep, struct tp_error 
     tp_status st = TP_OK;
     *fd = atomic_load_explicit(&source->fd, memory_order_relaxed);
     if (*fd < 0 && (st = open_checked(source, fd, err)) == TP_OK) {
-        *keep = atomic_fetch_sub(&source->files->left, 1) > 0;
+        *keep = atomic_fetch_sub(&source->files->left, 1) > 0 && *fd < source->files->below;
         if (*keep)
             atomic_store_explicit(&source->fd, *fd, memory_order_release);
         else

@@ -3,8 +3,8 @@
  *     tp_source_create --> tp_source_read ... --> tp_source_free
  *
  * A source opens its file at the first read.  Any number of threads may read at once.  What was
- * seen at the first opening (size, inode, change time) must be seen at each later one, so that a
- * shard replaced under a reader is an error and never other bytes. */
+ * seen at the first opening (size, device, inode, change time) must be seen at each later one, so
+ * that a shard replaced under a reader is an error and never other bytes. */
 #ifndef TARPON_SOURCE_H
 #define TARPON_SOURCE_H
 
@@ -16,9 +16,12 @@
 typedef struct tp_source tp_source;
 
 /* How many more files may stay open; shared by the sources of one dataset.  A source that finds
- * none left opens and closes its file around every read. */
+ * none left opens and closes its file around every read.  So does one whose descriptor is numbered
+ * `below` or higher: the kernel gives the lowest free number, so the process, other datasets and
+ * all, then has about that many open.  `below` is not looked at while none is left. */
 struct tp_open_files {
     atomic_long left;
+    int         below;
 };
 
 /* `bytes`: the file's size when the caller knows it, or UINT64_MAX.  `files` must outlive the

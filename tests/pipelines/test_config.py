@@ -18,12 +18,12 @@ from pipelines.config import ConfigError
         ("epochs=5", "train.epochs"),
         ("tran.epochs=5", "train.epochs"),
         ("+train.epoch=5", "train.epochs"),
-        ("data.sorce=photos", "data.source"),
+        ("data.sources=photos", "data.source"),
         ("mlflow.url=x", "mlflow.uri"),
         ("split.fraction=[.8,.1,.1]", "split.fractions"),
         ("dat=photos", "data"),
         ("pod@pod.tain=gpu", "pod@pod.train"),
-        ("untill=shard", "until"),
+        ("untl=shard", "until"),
     ],
 )
 def test_misspelt_key_names_the_nearest(override: str, near: str) -> None:
