@@ -211,7 +211,7 @@ DECODE = Theme(
     look="count",
     ours="tarpon",
     images=1024,
-    seconds=2.5,
+    seconds=2.0,
     cases=(
         Case(
             name="tarpon",

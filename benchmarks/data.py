@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import PIL
 import tarpon
-import webdataset as wds
 from PIL import Image, ImageFilter
 
 RECIPE = 1
@@ -94,6 +93,8 @@ def make(folder: Path, samples: int) -> DataSet:
 
 
 def _write(root: Path, samples: int) -> dict[str, Any]:
+    import webdataset as wds  # brings torch, which the cases' own processes start faster without
+
     (root / "shards").mkdir(parents=True, exist_ok=True)
     for label in range(len(_PHOTOS)):
         (root / "files" / str(label)).mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,13 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.measure import Run
 from benchmarks.runner import Result, Spread
 
 _PACKAGES = ("tarpon", "webdataset", "nvidia-dali-cuda120", "torch", "pillow", "numpy")
@@ -71,39 +72,63 @@ def _spread(spread: Spread) -> str:
 
 def _cases_table(result: Result) -> list[str]:
     theme = result.theme
-    lines = [
-        f"| case | {_UNITS[theme.rate]}, median (range) | samples/s | MB/s | CPU s per 1,000 | "
-        f"peak RSS, MiB | {theme.ours} / it |",
-        "|---|---|---|---|---|---|---|",
+    per_cpu = theme.rate == "samples_per_cpu_s"
+    heads = [
+        "case",
+        f"{_UNITS[theme.rate]}, median (range)",
+        *(["samples/s"] if per_cpu else []),
+        "MB/s",
+        "CPU s per 1,000",
+        "peak RSS, MiB",
+        f"`{theme.ours}` / it",
     ]
+    lines = [_row(heads), _row(["---"] * len(heads))]
     for case in theme.cases:
         if case.name not in result.runs:
             continue
-        name = case.name
-        wall = result.spread(name, lambda run: run.samples_per_s).median
-        megabytes = result.spread(name, lambda run: run.bytes / run.seconds / 1e6).median
-        cpu_s = result.spread(name, lambda run: 1000 * run.cpu_s / run.samples).median
-        peak = result.spread(name, lambda run: run.peak_bytes / _MIB).median
-        ratio = f"{_number(result.ratio(theme.ours, name).median)}x"
+        ratio = ""
+        if theme.ours in result.runs:
+            ratio = f"{_number(result.ratio(theme.ours, case.name).median)}x"
+        figures: list[Callable[[Run], float]] = [
+            lambda run: run.bytes / run.seconds / 1e6,
+            lambda run: 1000 / run.samples_per_cpu_s,
+            lambda run: run.peak_bytes / _MIB,
+        ]
+        if per_cpu:
+            figures.insert(0, lambda run: run.samples_per_s)
         lines.append(
-            f"| `{name}`: {case.what} | {_spread(result.rate(name))} | {_number(wall)} | "
-            f"{_number(megabytes)} | {_number(cpu_s)} | {_number(peak)} | "
-            f"{ratio if theme.ours in result.runs else ''} |"
+            _row(
+                [
+                    f"`{case.name}`: {case.what}",
+                    _spread(result.rate(case.name)),
+                    *(_number(result.spread(case.name, figure).median) for figure in figures),
+                    ratio,
+                ]
+            )
         )
     return lines
 
 
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _bars_table(result: Result) -> list[str]:
-    bars = result.bars()
-    if not bars:
+    """The bars of the design; per CPU second beside them, which other work disturbs less."""
+    if not result.bars():
         return []
-    lines = ["", "| ratio | measured, median (range) | bar | |", "|---|---|---|---|"]
-    for bar in bars:
+    heads = ["ratio", "measured, median (range)", "bar", "", "the same per CPU second"]
+    lines = ["", _row(heads), _row(["---"] * len(heads))]
+    for bar in result.bars():
         ratio = result.ratio(bar.ours, bar.peer)
-        verdict = "reached" if ratio.median >= bar.least else "**missed**"
-        lines.append(
-            f"| `{bar.ours}` / `{bar.peer}` | {_spread(ratio)} | >= {bar.least:g} | {verdict} |"
-        )
+        cells = [
+            f"`{bar.ours}` / `{bar.peer}`",
+            _spread(ratio),
+            f">= {bar.least:g}",
+            "reached" if ratio.median >= bar.least else "**missed**",
+            _number(result.ratio(bar.ours, bar.peer, rate="samples_per_cpu_s").median),
+        ]
+        lines.append(_row(cells))
     return lines
 
 

@@ -55,10 +55,10 @@ class Result:
     def rate(self, case: str) -> Spread:
         return self.spread(case, lambda run: rate_of(run, self.theme.rate))
 
-    def ratio(self, ours: str, peer: str) -> Spread:
+    def ratio(self, ours: str, peer: str, *, rate: Rate | None = None) -> Spread:
         """How many times faster `ours` was than `peer`, within each round."""
         pairs = zip(self.runs[ours], self.runs[peer], strict=True)
-        rate = self.theme.rate
+        rate = rate or self.theme.rate
         return Spread.of([rate_of(a, rate) / rate_of(b, rate) for a, b in pairs])
 
     def bars(self) -> list[Bar]:

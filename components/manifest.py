@@ -75,7 +75,7 @@ class Manifest:
         classes: Class names; a class index in a shard is a position in this list.
         digest: sha256 over the sorted (split, sample_id, label) lines, see `digest`.
         config: The resolved config that made the version.
-        code: Version of `tarpon` and, where known, the commit.
+        code: What made it: see `components.code`.
     """
 
     url: str
@@ -86,7 +86,7 @@ class Manifest:
     splits: dict[str, SplitInfo]
     catalog: dict[str, str]
     config: dict[str, Any]
-    code: dict[str, str | None]
+    code: str
     digest: str
 
     def shards_url(self, split: str) -> str:

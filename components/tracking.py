@@ -7,13 +7,11 @@ address comes from `MLFLOW_TRACKING_URI` and whatever else MLflow reads from the
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import re
-import subprocess
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context import registry as context
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from components.code import code_version
 from components.manifest import Manifest
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -249,21 +248,6 @@ class MetricLog:
             history = self._client.get_metric_history(self._run_id, key) if self._resumed else []
             self._last_step[key] = max((metric.step for metric in history), default=-1)
         return self._last_step[key]
-
-
-@functools.cache
-def code_version() -> str:
-    """What code this is: `TARPON_CODE_VERSION` (set in images), the git commit, or the version."""
-    if given := os.environ.get("TARPON_CODE_VERSION"):
-        return given
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
-        return found.stdout.strip()
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("tarpon")
-    return "unknown"
 
 
 def model_id_of(model_uri: str) -> str:

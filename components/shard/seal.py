@@ -6,18 +6,15 @@ sample, near duplicate or group on two sides, checked from these very tars.
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import json
-import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from components import manifest
+from components.code import code_version
 from components.manifest import LEAKAGE, SPLITS, Manifest, ShardInfo, SplitInfo
 from components.report import Report
 from components.shard.layout import ShardError
@@ -170,7 +167,7 @@ def publish(
         splits={name: SplitInfo(**info) for name, info in proof["splits"].items()},
         catalog={"id": plan["catalog_id"], "url": plan["catalog_url"]},
         config=config,
-        code=dict(code_version()),
+        code=code_version(),
         digest=proof["digest"],
     )
     if not manifest.exists(dataset_url):
@@ -220,28 +217,6 @@ def _proof(store: Store, version: str, digest: str) -> dict[str, Any]:
             "near_duplicate_bits that this proof was asked for"
         )
     return proof
-
-
-@functools.cache
-def code_version() -> tuple[tuple[str, str | None], ...]:
-    """The tarpon that made this, and the commit when a clone or TARPON_COMMIT tells."""
-    try:
-        tarpon: str | None = importlib.metadata.version("tarpon")
-    except importlib.metadata.PackageNotFoundError:
-        tarpon = None
-    commit = os.environ.get("TARPON_COMMIT") or _commit(Path(__file__).resolve().parents[2])
-    return (("tarpon", tarpon), ("commit", commit))
-
-
-def _commit(clone: Path) -> str | None:
-    if not (clone / ".git").exists():
-        return None
-    command = ["git", "-C", str(clone), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git, or a clone without a commit
-    return done.stdout.strip()
 
 
 def _some(names: Sequence[str]) -> str:

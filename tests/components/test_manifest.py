@@ -24,7 +24,7 @@ def example(url: Path, **values) -> Manifest:
         "splits": {"train": info, "val": none, "test": none},
         "catalog": {"id": "ab" * 8, "url": "/store/pets/catalog/abab/part-00000.parquet"},
         "config": {"split": {"fractions": [1, 0, 0]}},
-        "code": {"tarpon": "0.1.0", "commit": None},
+        "code": "0.1.0",
         "digest": "00" * 32,
     }
     return Manifest(**(base | values))

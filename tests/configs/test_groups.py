@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from components.split import run as split_run
+from components.train import run as train_run
 from components.train.settings import Settings
 from pipelines import compose
 from pipelines.compose import CONFIGS, groups, load
@@ -21,6 +22,9 @@ KEPT_KEYS = [
     *("train.epochs", "train.batch_size", "train.image_size", "train.lr", "train.seed"),
     *("train.model", "train.device"),
 ]
+
+# Arguments of train() that are no part of what decides its result.
+ONCE = {"allow_unproven", "fresh"}
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 
@@ -92,9 +96,13 @@ def test_settings_of_a_step_are_the_keys_of_its_section() -> None:
     def section(name: str) -> set[str]:
         return {key.partition(".")[2] for key in key_types() if key.startswith(f"{name}.")}
 
-    assert section("train") == {item.name for item in dataclasses.fields(Settings)}
+    settings = {item.name for item in dataclasses.fields(Settings)}
+    assert section("train") == settings | ONCE
+    assert set(inspect.signature(train_run.train).parameters) >= section("train")
     assert section("split") <= set(inspect.signature(split_run.split).parameters)
 
 
 def test_defaults_by_hand_and_by_config_are_the_same() -> None:
-    assert dataclasses.asdict(load([]).train) == dataclasses.asdict(Settings())
+    configured = dataclasses.asdict(load([]).train)
+    assert {key: configured.pop(key) for key in ONCE} == dict.fromkeys(ONCE, False)
+    assert configured == dataclasses.asdict(Settings())

@@ -109,14 +109,15 @@ static void forged_headers(void)
         {0xc7, 8, 50, 60, 3, TP_EUNSUPPORTED, "SOF7, which is lossless or hierarchical"},
         {0xcb, 8, 50, 60, 3, TP_EUNSUPPORTED, "SOF11, which is lossless or hierarchical"},
         {0xc0, 8, 50, 60, 4, TP_EBADSAMPLE, ""},
-        {0xc0, 8, 900, 800, 3, TP_EBADSAMPLE, "Premature end"},
+        {0xc0, 8, 90, 100, 3, TP_OK, ""}, /* the rest is grey, as in Pillow */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        uint8_t     *bytes;
-        const size_t size = with_frame(&bytes, cases[i].marker, cases[i].bits, cases[i].height,
-                                       cases[i].width, cases[i].channels);
-        CHECK(corner_of(bytes, size) == cases[i].status);
+        uint8_t        *bytes;
+        const size_t    size = with_frame(&bytes, cases[i].marker, cases[i].bits, cases[i].height,
+                                          cases[i].width, cases[i].channels);
+        const tp_status st = corner_of(bytes, size);
         CHECK(says(cases[i].says));
+        CHECK(st == cases[i].status);
         free(bytes);
     }
 }

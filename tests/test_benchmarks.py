@@ -1,0 +1,146 @@
+"""The benchmarks: every case reads the same bytes, and the runner makes a page of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tarfile
+import zlib
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import data, report, runner
+from benchmarks.cases import RAW, THEMES, Theme
+from benchmarks.measure import Run
+
+IMAGES = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench-data")
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> data.DataSet:
+    return data.make(folder, IMAGES)
+
+
+def of(theme: Theme, *names: str) -> list[runner.Case]:
+    return [case for case in theme.cases if case.name in names]
+
+
+def run(**changes: float) -> Run:
+    plain = Run(
+        samples=100, bytes=1000, seconds=1.0, cpu_s=0.5, peak_bytes=1 << 20, labels=0, crc=0,
+        grey=0.0, epochs=1,
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def test_the_set_is_what_its_manifest_says(made: data.DataSet, folder: Path) -> None:
+    crc = size = labels = 0
+    for path in made.shards:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                held = file.read()
+                if member.name.endswith(".jpg"):
+                    crc, size = crc + zlib.crc32(held), size + len(held)
+                else:
+                    labels += int(held)
+    assert (size, crc, labels) == (made.bytes, made.crc, made.labels)
+    assert sum(zlib.crc32(Path(path).read_bytes()) for path in made.files) == crc
+    assert data.make(folder, IMAGES) == made
+
+
+def test_a_picture_depends_on_its_number_alone() -> None:
+    assert data.picture(5) == data.picture(5)
+    assert data.picture(5) != data.picture(15)
+
+
+def test_every_bar_names_cases_of_its_theme() -> None:
+    for theme in THEMES:
+        names = [case.name for case in theme.cases]
+        assert len(names) == len(set(names))
+        assert theme.ours in names
+        assert {name for bar in theme.bars for name in (bar.ours, bar.peer)} <= set(names)
+
+
+def test_the_loader_and_the_ceiling_read_the_same_bytes(made: data.DataSet) -> None:
+    runner.prove(RAW, of(RAW, "tarpon", "pread"), made)
+
+
+def test_a_case_that_reads_other_bytes_is_refused(made: data.DataSet) -> None:
+    other = dataclasses.replace(made, crc=made.crc + 1)
+    with pytest.raises(runner.PeerError, match=r"raw/tarpon: .* does not read the same bytes"):
+        runner.prove(RAW, of(RAW, "tarpon"), other)
+
+
+def test_a_case_that_fails_says_why(made: data.DataSet) -> None:
+    gone = dataclasses.replace(made, root=f"{made.root}-gone")
+    with pytest.raises(runner.PeerError, match=r"(?s)tarpon: ended with 1.*shards"):
+        runner.run_case(of(RAW, "tarpon")[0], gone, seconds=0, look="check")
+
+
+def test_ratios_are_taken_within_a_round(made: data.DataSet) -> None:
+    # the machine was ten times slower in the second round: the ratio was 2 all the same
+    runs = {
+        "tarpon": [run(samples=200), run(samples=20), run(samples=220)],
+        "pread": [run(samples=100), run(samples=10), run(samples=110)],
+    }
+    result = runner.Result(theme=RAW, data=made, runs=runs)
+    assert result.ratio("tarpon", "pread") == runner.Spread(median=2, low=2, high=2)
+    assert result.rate("pread") == runner.Spread(median=100, low=10, high=110)
+
+
+def test_a_missed_bar_is_called_missed(made: data.DataSet) -> None:
+    runs = {"tarpon": [run(samples=84)], "pread": [run(samples=100)]}
+    result = runner.Result(theme=RAW, data=made, runs=runs)
+    page = report.markdown([result], runs=1, load=(0.1, 0.2), plot="rates.svg")
+    assert "| `tarpon` / `pread` | 0.84 (0.84 to 0.84) | >= 0.85 | **missed** |" in page
+    assert "webdataset`:" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "0"], "--runs 0, expected at least 1"),
+        (["--only", "nobody"], "--only nobody: no such case"),
+        (["--images", "0"], "--images 0, expected at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def measure(folder: Path, output: Path, *arguments: str) -> str:
+    fixed = ["--quick", "--runs", "1", "--images", str(IMAGES), "--data", str(folder)]
+    assert command.main([*fixed, "--output", str(output), *arguments]) == 0
+    return output.read_text(encoding="utf-8")
+
+
+def test_the_command_writes_a_page_and_a_plot(
+    made: data.DataSet, folder: Path, tmp_path: Path
+) -> None:
+    page = measure(folder, tmp_path / "page.md", "--theme", "raw", "--only", "pread-hot")
+    assert re.search(r"\| `pread-hot`: ceiling: .* \| [\d,.]+ \([\d,.]+ to [\d,.]+\) \|", page)
+    assert "![rates](page.svg)" in page
+    assert 0 < (tmp_path / "page.svg").stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_all_cases_of_all_themes_run(made: data.DataSet, folder: Path, tmp_path: Path) -> None:
+    page = measure(folder, tmp_path / "page.md")
+    for theme in THEMES:
+        for case in theme.cases:
+            assert f"| `{case.name}`: {case.what} |" in page
+        for bar in theme.bars:
+            assert f"| `{bar.ours}` / `{bar.peer}` |" in page
