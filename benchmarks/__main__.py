@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from benchmarks import data, report
 from benchmarks.cases import THEMES, Theme
@@ -69,7 +76,7 @@ def _measure(asked: argparse.Namespace, console: Console) -> list[Result]:
             cases = [case for case in theme.cases if asked.only is None or asked.only in case.name]
             progress.update(task, total=asked.runs * len(cases) + 1, completed=-1)
 
-            def tick(what: str, task: int = task, name: str = theme.name) -> None:
+            def tick(what: str, task: TaskID = task, name: str = theme.name) -> None:
                 progress.update(task, advance=1, description=f"{name}: {what}")
                 if not console.is_terminal:
                     console.print(f"{name}: {what}", highlight=False)

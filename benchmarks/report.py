@@ -171,7 +171,7 @@ def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plo
 def draw(results: Sequence[Result], path: Path) -> None:
     """One panel per theme: a bar per case, with the range over the rounds."""
     counts = [len(result.runs) for result in results]
-    with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "tarpon"}):
+    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "tarpon"}):
         figure = Figure(figsize=(8, 0.9 * len(results) + 0.24 * sum(counts)), layout="constrained")
         panels = figure.subplots(len(results), 1, squeeze=False, height_ratios=counts)[:, 0]
         for panel, result in zip(panels, results, strict=True):

@@ -60,7 +60,7 @@ int64_t jpeg_crop_all(const uint8_t *data, const uint64_t *offsets, const uint64
     for (uint64_t volatile i = 0; i < count; i++) {
         struct jpeg_decompress_struct jpeg;
         struct escape                 escape;
-        int64_t volatile              made = -1;
+        int64_t volatile made = -1;
 
         memset(&jpeg, 0, sizeof jpeg);
         jpeg.err = jpeg_std_error(&escape.errors);

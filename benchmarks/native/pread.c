@@ -11,9 +11,9 @@
 enum { AT_ONCE = 4 };
 
 struct work {
-    const int      *files;
-    const uint64_t *offsets, *sizes, *places;
-    uint64_t        count;
+    const int       *files;
+    const uint64_t  *offsets, *sizes, *places;
+    uint64_t         count;
     _Atomic uint64_t next, bytes, failures;
 };
 

@@ -23,7 +23,7 @@ def make(data: DataSet, *, draft: bool, crop_first: bool, batch: int) -> Epoch:
     out = np.empty((batch_size(data, batch), SIZE, SIZE, 3), np.uint8)
 
     def one(jpeg: bytes, box: tuple[float, float, float, float], flip: bool) -> Image.Image:
-        image = Image.open(io.BytesIO(jpeg))
+        image: Image.Image = Image.open(io.BytesIO(jpeg))
         if draft:
             shrink = max(1.0, min(box[2] - box[0], box[3] - box[1]) / SIZE)
             width, height = image.size
