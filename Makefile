@@ -20,7 +20,7 @@ setup: .venv/.built ## install what is missing, make .venv, build the extension
 	[ -x $(PY) ] || python3 -m venv .venv
 	.venv/bin/pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
 	.venv/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
-	@touch $@ .venv/.built
+	@touch $@
 
 .venv/.built: .venv/.installed $(CORE)
 	.venv/bin/pip install --quiet --no-build-isolation --no-deps --editable .
