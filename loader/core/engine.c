@@ -420,7 +420,7 @@ void tp_engine_cancel(tp_engine *engine)
     }
     /* The ones no thread is at work on; the others are dropped by the last thread that is. */
     for (struct job *job = engine->oldest; job;) {
-        if (!job_done(job)) {
+        if (!job->cancelled || !job_done(job)) { /* not cancelled: asked for while we settled */
             job = job->next;
             continue;
         }

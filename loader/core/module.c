@@ -337,6 +337,8 @@ struct engine_object {
     PyObject_HEAD tp_engine *engine;
     struct tp_field         *fields;
     size_t                   field_count;
+    unsigned                 inside; /* calls that let go of the GIL; under the GIL */
+    bool                     closed; /* the last call inside frees the engine */
 };
 
 static void free_fields(struct tp_field *fields, size_t count)
@@ -413,15 +415,30 @@ failed:
     return NULL;
 }
 
-static PyObject *engine_close(PyObject *self, PyObject *unused)
+static void free_if_unused(struct engine_object *self)
 {
-    (void)unused;
-    tp_engine *engine = ((struct engine_object *)self)->engine;
-    ((struct engine_object *)self)->engine = NULL;
+    tp_engine *engine = self->engine;
+    if (!self->closed || self->inside)
+        return;
+    self->engine = NULL;
     Py_BEGIN_ALLOW_THREADS /* joins threads, which may finish a read first */
     tp_engine_free(engine);
     Py_END_ALLOW_THREADS
+}
+
+/* Another thread that waits inside take() hears of it within WAIT_SLICE_MS. */
+static PyObject *engine_close(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    ((struct engine_object *)self)->closed = true;
+    free_if_unused((struct engine_object *)self);
     Py_RETURN_NONE;
+}
+
+static void leave(PyObject *self)
+{
+    ((struct engine_object *)self)->inside--;
+    free_if_unused((struct engine_object *)self);
 }
 
 static void engine_dealloc(PyObject *self)
@@ -435,10 +452,11 @@ static void engine_dealloc(PyObject *self)
 /* The engine, or NULL with an exception set when it was closed. */
 static tp_engine *engine_of(PyObject *self)
 {
-    tp_engine *engine = ((struct engine_object *)self)->engine;
-    if (!engine)
-        PyErr_SetString(PyExc_ValueError, "the loader is closed");
-    return engine;
+    const struct engine_object *object = (struct engine_object *)self;
+    if (!object->closed)
+        return object->engine;
+    PyErr_SetString(PyExc_ValueError, "the loader is closed");
+    return NULL;
 }
 
 static PyObject *engine_submit(PyObject *self, PyObject *args)
@@ -523,23 +541,20 @@ static PyObject *convert_batch(const struct module_state *state, tp_batch *batch
     return Py_BuildValue("(NNNN)", slab, layouts_of(batch), keys_of(batch), issues_of(batch));
 }
 
-static PyObject *engine_take(PyObject *self, PyObject *args)
+/* The next batch, or NULL with an exception set. */
+static PyObject *wait_for_batch(PyObject *self, tp_engine *engine, double timeout_s)
 {
     struct module_state *state = state_of(Py_TYPE(self));
-    double               timeout_s;
     tp_batch            *batch = NULL;
     struct tp_error      err;
     tp_status            st;
-    tp_engine           *engine = engine_of(self);
-    if (!engine || !PyArg_ParseTuple(args, "d", &timeout_s))
-        return NULL;
     for (double waited_s = 0;; waited_s += WAIT_SLICE_MS / 1000.0) {
         Py_BEGIN_ALLOW_THREADS
         st = tp_engine_take(engine, WAIT_SLICE_MS, &batch, &err);
         Py_END_ALLOW_THREADS
         if (st != TP_ETIMEOUT)
             break;
-        if (PyErr_CheckSignals() < 0)
+        if (PyErr_CheckSignals() < 0 || !engine_of(self)) /* closed by another thread meanwhile */
             return NULL;
         if (waited_s < timeout_s)
             continue;
@@ -559,15 +574,29 @@ static PyObject *engine_take(PyObject *self, PyObject *args)
     return result;
 }
 
+static PyObject *engine_take(PyObject *self, PyObject *args)
+{
+    double     timeout_s;
+    tp_engine *engine = engine_of(self);
+    if (!engine || !PyArg_ParseTuple(args, "d", &timeout_s))
+        return NULL;
+    ((struct engine_object *)self)->inside++;
+    PyObject *result = wait_for_batch(self, engine, timeout_s);
+    leave(self);
+    return result;
+}
+
 static PyObject *engine_cancel(PyObject *self, PyObject *unused)
 {
     (void)unused;
     tp_engine *engine = engine_of(self);
     if (!engine)
         return NULL;
+    ((struct engine_object *)self)->inside++;
     Py_BEGIN_ALLOW_THREADS
     tp_engine_cancel(engine);
     Py_END_ALLOW_THREADS
+    leave(self);
     Py_RETURN_NONE;
 }
 

@@ -350,6 +350,7 @@ class Loader:
             columns, bad = self._decoder.columns(ask, slab, layouts, issues, keys)
             if not bad:
                 break
+            del slab, columns  # their memory is needed for the next try
             self._on_bad(ask, bad)
         self._asked.popleft()
         self._handed += len(ask.samples)

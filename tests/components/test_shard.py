@@ -346,7 +346,7 @@ def test_by_hand(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:You may be attempting:RuntimeWarning")  # no image, on purpose
+@pytest.mark.filterwarnings("ignore:You may be:RuntimeWarning")  # no image, on purpose
 def test_components_run_as_a_graph(tmp_path, monkeypatch):
     """ParallelFor over the jobs and Collected reports, by KFP's local runner."""
     from kfp import compiler, dsl, local

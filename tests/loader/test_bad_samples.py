@@ -88,6 +88,20 @@ def test_substitute_takes_the_next_good_sample_and_says_so(
         assert len(caplog.records) == len(BAD)  # once each, though asked for twice
 
 
+def test_substitute_needs_no_more_memory_than_two_batches(tmp_path: Path) -> None:
+    spoiled(tmp_path)
+    fields = {"image": tarpon.CenterCrop(64, ext="jpg")}
+    with tarpon.Loader(
+        tmp_path,
+        batch_size=5,
+        fields=fields,
+        on_bad_sample="substitute",
+        buffer_bytes=2 * 5 * 64 * 64 * 3 + 16384,
+        timeout_s=20,
+    ) as loader:
+        assert sum(len(batch.indices) for batch in loader) == 30
+
+
 def test_substitute_with_no_good_sample_left_raises(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"no image") for i in range(5)])
     with (

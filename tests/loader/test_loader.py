@@ -255,6 +255,19 @@ def test_ctrl_c_interrupts_a_wait(shards: Path) -> None:
         del held
 
 
+def test_close_from_another_thread_ends_a_wait(shards: Path) -> None:
+    fields = {"image": tarpon.CenterCrop(64)}
+    loader = tarpon.Loader(shards, batch_size=10, fields=fields, buffer_bytes=260_000)
+    iterator = iter(loader)
+    held = [next(iterator), next(iterator)]
+    timer = threading.Timer(0.3, loader.close)
+    timer.start()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+    timer.join()
+    assert len(held) == 2
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_after_fork_the_child_gets_a_clear_error(shards: Path) -> None:
     with tarpon.Loader(shards, batch_size=10, fields=FIELDS) as loader:

@@ -45,7 +45,7 @@ static inline bool payload_right(uint64_t n, const uint8_t *bytes, size_t size)
 static inline void shards_begin(void)
 {
     const char *temporary = getenv("TMPDIR");
-    CHECK(snprintf(folder, sizeof folder, "%s/tarpon-XXXXXX", temporary ? temporary : "/tmp") <
+    CHECK(snprintf(folder, sizeof folder, "%s/tarpon-XXXXXX", temporary ? temporary : P_tmpdir) <
           PATH_ROOM - 64);
     CHECK(mkdtemp(folder));
     for (unsigned i = 0; i < IMAGES; i++)

@@ -264,7 +264,7 @@ static void test_close(void)
 {
     uint32_t state = 1;
     unsigned before = open_count();
-    for (int cycle = 0; cycle < 250; cycle++) {
+    for (int cycle = 0; cycle < 200; cycle++) {
         tp_engine *engine = engine_over(shard_set_open(&set), 2, 1 + (uint32_t)cycle % 3, 64 << 10);
         tp_slab   *kept = NULL;
         uint32_t   ask = next_random(&state) % 8, take = next_random(&state) % (ask + 1);
