@@ -1,6 +1,7 @@
 #include "jpeg.h"
 
 #include "alloc.h"
+#include "jpeg_entropy.h"
 
 #include <setjmp.h>
 #include <stdio.h>
@@ -41,6 +42,7 @@ struct tp_decoder {
     char                          message[JMSG_LENGTH_MAX];
     struct job                    job;
     tp_resizer                   *resizer;
+    tp_entropy                   *entropy;
     uint8_t                      *row; /* one decoded row, when it cannot go where it belongs */
     size_t                        row_bytes;
 };
@@ -136,6 +138,8 @@ tp_status tp_decoder_create(tp_decoder **out, struct tp_error *err)
     if (!decoder)
         return tp_fail(err, TP_ENOMEM, "no memory for a decoder of %zu bytes", sizeof *decoder);
     tp_status st = tp_resizer_create(&decoder->resizer, err);
+    if (st == TP_OK)
+        st = tp_entropy_create(&decoder->entropy, err);
     if (st != TP_OK) {
         tp_decoder_destroy(decoder);
         return st;
@@ -149,6 +153,7 @@ void tp_decoder_destroy(tp_decoder *decoder)
     if (!decoder)
         return;
     tp_resizer_destroy(decoder->resizer);
+    tp_entropy_destroy(decoder->entropy);
     tp_free(decoder->row);
     tp_free(decoder);
 }
@@ -237,6 +242,7 @@ static tp_status begin(tp_decoder *decoder)
     jpeg->do_fancy_upsampling = TRUE;
     jpeg->out_color_space = job->header.components == 4 ? JCS_CMYK : JCS_RGB;
     (void)jpeg_start_decompress(jpeg);
+    (void)tp_entropy_install(decoder->entropy, jpeg); /* or libjpeg's own, which is as right */
     return reserve_row(decoder, job->err);
 }
 
@@ -277,7 +283,7 @@ static void check_end(tp_decoder *decoder)
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
     const uint8_t                 *next = jpeg->src->next_input_byte;
 
-    if (jpeg_input_complete(jpeg)) /* several scans: all read, end marker and all */
+    if (jpeg_input_complete(jpeg) || jpeg->unread_marker == JPEG_EOI) /* it was read already */
         return;
     for (size_t left = jpeg->src->bytes_in_buffer; left >= 2; left--)
         if (next[left - 1] == JPEG_EOI && next[left - 2] == 0xff)
