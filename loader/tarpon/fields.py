@@ -129,7 +129,7 @@ class RandomResizedCrop(Field):
         ratio: Smallest and largest width over height of the box.
         flip: Probability of a left-right flip.
         exact: Never decode a JPEG at 1/2, 1/4 or 1/8 scale; otherwise that is done where the
-            crop keeps at least ``size`` pixels a side.
+            crop keeps at least twice ``size`` pixels a side.
         dtype: ``"uint8"``, ``"float16"`` or ``"float32"``; floats hold ``(value - mean) / std``.
         mean: Per channel, in units of 0..255; default 0.
         std: Per channel, in units of 0..255; default 1.
