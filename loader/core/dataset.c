@@ -1,6 +1,7 @@
 #include "dataset.h"
 
 #include "alloc.h"
+#include "rng.h"
 #include "source.h"
 #include "tar.h"
 
@@ -10,6 +11,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -129,16 +131,101 @@ static tp_status load_sidecar(struct shard *shard, tp_index **out, struct tp_err
     return st;
 }
 
+static tp_status scan(struct shard *shard, tp_index **out, struct tp_error *err)
+{
+    int fd;
+    *out = NULL;
+    tp_status st = tp_source_open(shard->source, &fd, err);
+    if (st != TP_OK)
+        return st;
+    st = tp_index_scan(out, fd, tp_source_path(shard->source), err);
+    (void)close(fd);
+    return st;
+}
+
+/* Does each header follow the payload before it, from the first byte on?  *end is then where
+ * the last payload, padded, ends. */
+static bool is_gapless(const tp_index *index, uint64_t *end)
+{
+    *end = 0;
+    for (uint64_t i = 0; i < tp_index_count(index); i++) {
+        const struct tp_sample sample = tp_index_sample(index, i);
+        for (uint32_t m = 0; m < sample.member_count; m++) {
+            const struct tp_member *member = &sample.members[m];
+            if (member->offset != *end + TP_TAR_BLOCK)
+                return false;
+            /* cannot wrap: offset + size is within the file */
+            *end = member->offset + (member->size + TP_TAR_BLOCK - 1) / TP_TAR_BLOCK * TP_TAR_BLOCK;
+        }
+    }
+    return true;
+}
+
+/* Are there only zeros from `at` to the end?  The end blocks of a tar are. */
+static tp_status is_zero_from(tp_source *source, uint64_t at, bool *zero, struct tp_error *err)
+{
+    uint8_t   block[16 * TP_TAR_BLOCK];
+    uint64_t  bytes;
+    tp_status st = tp_source_bytes(source, &bytes, err);
+    for (*zero = true; st == TP_OK && *zero && at < bytes;) {
+        size_t step = bytes - at < sizeof block ? (size_t)(bytes - at) : sizeof block;
+        st = tp_source_read(source, at, NULL, 0, block, step, err);
+        for (size_t i = 0; st == TP_OK && i < step; i++)
+            *zero &= block[i] == 0;
+        at += step;
+    }
+    return st;
+}
+
+/* The places of all members, in any order, as one number: equal sets give equal numbers. */
+static uint64_t places(const tp_index *index)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < tp_index_count(index); i++) {
+        const struct tp_sample sample = tp_index_sample(index, i);
+        for (uint32_t m = 0; m < sample.member_count; m++)
+            sum += tp_rng_mix(tp_rng_mix(sample.members[m].offset) + sample.members[m].size);
+    }
+    return sum;
+}
+
+/* An index may agree with every header it names and still leave samples out, say because the tar
+ * was appended to.  With no shard list to count by, what lies between and after its members is
+ * looked at: nothing but zeros is proof enough, anything else takes a scan of the headers. */
+static tp_status check_complete(struct shard *shard, const tp_index *index, struct tp_error *err)
+{
+    uint64_t  end;
+    bool      zero = false;
+    tp_index *scanned;
+    tp_status st = TP_OK;
+    if (is_gapless(index, &end))
+        st = is_zero_from(shard->source, end, &zero, err);
+    if (st != TP_OK || zero)
+        return st;
+    if ((st = scan(shard, &scanned, err)) != TP_OK)
+        return st;
+    if (tp_index_count(scanned) != tp_index_count(index) ||
+        tp_index_members(scanned) != tp_index_members(index) || places(scanned) != places(index))
+        st = tp_fail(err, TP_ECORRUPT,
+                     "%s: its index has %" PRIu64 " samples in %" PRIu64
+                     " members, not the same as the %" PRIu64 " in %" PRIu64
+                     " of the tar; rebuild it with `tarpon index --force`",
+                     tp_source_path(shard->source), tp_index_count(index), tp_index_members(index),
+                     tp_index_count(scanned), tp_index_members(scanned));
+    tp_index_free(scanned);
+    return st;
+}
+
 static tp_status load_index(struct shard *shard, tp_index **out, struct tp_error *err)
 {
     const char *where = tp_source_path(shard->source);
     tp_status   st = load_sidecar(shard, out, err);
     if (st == TP_OK && !*out) {
-        int fd;
-        st = tp_source_open(shard->source, &fd, err);
-        if (st == TP_OK) {
-            st = tp_index_scan(out, fd, where, err);
-            (void)close(fd);
+        st = scan(shard, out, err);
+    } else if (st == TP_OK && shard->samples == UINT64_MAX) {
+        if ((st = check_complete(shard, *out, err)) != TP_OK) {
+            tp_index_free(*out);
+            *out = NULL;
         }
     }
     if (st == TP_OK && shard->samples != UINT64_MAX && shard->samples != tp_index_count(*out)) {

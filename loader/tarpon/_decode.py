@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import tokenize
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,13 +73,36 @@ def describe(field: Field) -> tuple[Any, ...]:
     return (_INT if isinstance(field, Int) else _RAW, extensions, *unused)
 
 
-def _npy(data: memoryview) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
+def _float(data: memoryview) -> float:
+    text = bytes(data)
+    if b"_" in text:  # Python would take 1_0 for ten
+        raise ValueError(f"{text[:40]!r}")
+    return float(text)
 
+
+def _npy(data: memoryview) -> npt.NDArray[Any]:
+    """The array, after its header's claims were compared with the bytes that are there."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"format version {version}")
+    shape, fortran, dtype = _NPY_HEADERS[version](file)
+    found, claimed = len(data) - file.tell(), math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or found != claimed:
+        raise ValueError(f"{found} bytes for {shape} of {dtype}")
+    array: npt.NDArray[Any] = np.frombuffer(data[file.tell() :], dtype)
+    return array.reshape(shape, order="F" if fortran else "C").copy()
+
+
+_NPY_HEADERS: dict[tuple[int, int], Callable[[io.BytesIO], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What parsing hostile bytes may raise; anything else is a bug of ours.
+_UNREADABLE = (ValueError, EOFError, SyntaxError, tokenize.TokenError, RecursionError)
 
 _FROM_BYTES: dict[type[Field], Callable[[memoryview], Any]] = {
-    Float: lambda data: float(bytes(data)),
+    Float: _float,
     Text: lambda data: str(data, "utf-8"),
     Json: lambda data: json.loads(bytes(data)),
     Npy: _npy,
@@ -161,7 +186,7 @@ class Decoder:
         def convert(slot: int) -> None:
             try:
                 values[slot] = _FROM_BYTES[type(field)](raw[slot])
-            except (ValueError, EOFError) as error:
+            except _UNREADABLE as error:
                 expected = _EXPECTED[type(field)]
                 reason = f"component {field.ext}: {error}, expected {expected}"
                 raise self._bad(ask, slot, field, reason) from error

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tarpon import _core
 from tarpon.fields import CenterCrop, Crop
@@ -67,5 +67,7 @@ def _open(data: bytes | memoryview) -> Image.Image:
         if image.mode.startswith("I;16"):  # convert() would clip 16 bits, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
+    except UnidentifiedImageError as error:  # its text holds an address
+        raise UndecodableError("of no kind that Pillow knows, expected an image") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UndecodableError(f"{error}, expected an image") from error

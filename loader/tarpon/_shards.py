@@ -44,7 +44,9 @@ def resolve(shards: Shards) -> list[Shard]:
         StoreError: Nothing there, or a scheme that is not supported.
         CorruptShardError: A shard list that is not one.
     """
-    if isinstance(shards, (str, os.PathLike)):
+    if shards == "" or not isinstance(shards, str | os.PathLike | Iterable):
+        raise ValueError(f"shards={shards!r}, expected a path, a pattern or a list of them")
+    if isinstance(shards, str | os.PathLike):
         parts = os.fspath(shards).split("::")
         found = [shard for part in parts for shard in _resolve_one(part)]
     else:
@@ -150,8 +152,8 @@ def _entry(path: Path, base: str, number: int, entry: Any) -> Shard:
         isinstance(url, str)
         and isinstance(samples, int)
         and isinstance(size, int)
-        and samples >= 0
-        and size >= -1
+        and 0 <= samples <= 2**62
+        and -1 <= size < 2**63
     ):
         raise CorruptShardError(
             f"{path}: shard {number} is {entry!r}, expected an object with 'url' and 'nsamples'"

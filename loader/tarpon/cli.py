@@ -24,12 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (tarpon.TarponError, ValueError, LookupError) as error:
-        print(f"tarpon: {error.args[0] if error.args else error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `tarpon ls ... | head`
         sys.stderr.close()
         return 0
+    except (tarpon.TarponError, ValueError, LookupError, OSError) as error:
+        message = str(error) if isinstance(error, OSError) or not error.args else error.args[0]
+        print(f"tarpon: {message}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     ls = add("ls", _ls, "List samples: number, shard, key, components with sizes in bytes.")
-    ls.add_argument("--limit", type=int, metavar="N", help="list only the first N samples")
+    ls.add_argument("--limit", type=_count, metavar="N", help="list only the first N samples")
     cat = add("cat", _cat, "Write one component of one sample to standard output.")
     cat.add_argument("sample", help="the sample's number, or its key")
     cat.add_argument("ext", nargs="?", help="component; without it, list what the sample has")
@@ -57,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "Read every shard back and compare tar, index and shard list.")
     verify.add_argument("--decode", action="store_true", help="also decode every image")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number of samples")
+    return int(text)
 
 
 def _ls(options: argparse.Namespace) -> int:
@@ -144,11 +151,21 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _check_shard(shard: Shard, *, decode: bool) -> tuple[int, list[str]]:
     """(samples, faults) of one tar; the faults are sentences."""
-    faults: list[str] = []
+    faults = _wrong_size(shard)
+    if faults:  # nothing that is said about its inside would help
+        return 0, faults
+    keys: set[str] = set()
     try:
         dataset = Dataset(shard.path)  # reads the index, or scans the tar
         for number in range(len(dataset)):
             sample = dataset[number]  # every header must agree with the index
+            key = dataset.key(number)
+            if key in keys:
+                faults.append(
+                    f"sample {key}: members at two places, expected them side by side; pack the "
+                    "shard again in the order of the names, for instance with `tar --sort=name`"
+                )
+            keys.add(key)
             if decode:
                 faults += _undecodable(dataset.key(number), sample)
         faults += _stale_index(shard.path)
@@ -156,14 +173,21 @@ def _check_shard(shard: Shard, *, decode: bool) -> tuple[int, list[str]]:
         return 0, [*faults, str(error)]
     if shard.samples >= 0 and shard.samples != len(dataset):
         faults.append(f"{len(dataset)} samples, expected {shard.samples} by the shard list")
-    size = Path(shard.path).stat().st_size
-    if shard.bytes >= 0 and shard.bytes != size:
-        faults.append(f"{size} bytes, expected {shard.bytes} by the shard list")
     for algorithm, expected in (("md5", shard.md5sum), ("sha256", shard.sha256)):
         found = _digest(shard.path, algorithm) if expected else expected
         if found != expected:
             faults.append(f"{algorithm} {found}, expected {expected} by the shard list")
     return len(dataset), faults
+
+
+def _wrong_size(shard: Shard) -> list[str]:
+    try:
+        size = Path(shard.path).stat().st_size
+    except OSError as error:
+        return [f"{error.strerror or error}, expected a tar"]
+    if shard.bytes in (-1, size):
+        return []
+    return [f"{size} bytes, expected {shard.bytes} by the shard list; it was cut off or replaced"]
 
 
 def _stale_index(path: str) -> list[str]:

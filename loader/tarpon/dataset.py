@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -35,7 +38,7 @@ class Dataset(Sequence[dict[str, bytes]]):
         """Paths of the tars, in order."""
         return [shard.path for shard in self._shards]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of each shard's name, sample count and size: what a state is bound to."""
         digest = hashlib.sha256()
@@ -119,11 +122,15 @@ def write_sidecar(shard: str) -> None:
     """Index one tar; the file appears whole or not at all."""
     text = _core.index_text(shard)
     path = sidecar(shard)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        temporary.write_bytes(text)
+        with temporary.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise StoreError(
             f"{path}: {error.strerror or error}, expected a folder that can be written; "
             "readers can do without: they then scan the tar each time"

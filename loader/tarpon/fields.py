@@ -25,7 +25,8 @@ class Field:
     ext: str
 
     def __post_init__(self) -> None:
-        if any(not name or "/" in name for name in self.extensions):
+        bad = not isinstance(self.ext, str)
+        if bad or any(not name or "/" in name for name in self.extensions):
             raise ValueError(
                 f"{type(self).__name__}: ext={self.ext!r}, expected extensions such as 'cls' or "
                 "'jpg;jpeg;png'"
@@ -90,7 +91,7 @@ def _check_output(
     name: str, size: int, dtype: Dtype, layout: Layout, mean: Triple | None, std: Triple | None
 ) -> None:
     """Refuse an output that cannot be made; shared by the two crops."""
-    if not 1 <= size <= MAX_SIDE:
+    if not isinstance(size, int) or not 1 <= size <= MAX_SIDE:
         raise ValueError(f"{name}: size={size!r}, expected 1 to {MAX_SIDE} pixels")
     if dtype not in get_args(Dtype):
         raise ValueError(f"{name}: dtype={dtype!r}, expected one of {get_args(Dtype)}")

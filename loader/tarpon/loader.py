@@ -7,6 +7,7 @@ stand in which batch, and what to do about bad ones.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from tarpon import _core
 from tarpon._decode import Ask, Decoder, describe
 from tarpon._shards import Shards
 from tarpon.batch import Batch
+from tarpon.cpus import usable_cpus
 from tarpon.dataset import Dataset
 from tarpon.errors import BadSampleError, StateMismatchError, TarponError
 from tarpon.fields import Field, Raw
@@ -64,11 +66,13 @@ class Loader:
             ``batch.valid``, or ``"keep"`` it short (one rank only).
         on_bad_sample: ``"raise"``, or ``"substitute"``: the next good sample of the order takes
             the slot; logged once each and counted in ``stats()``.
-        threads: C threads; default one per core this process may use, at most 16.
+        threads: C threads; default one per CPU this process or its container may use, at most
+            16.
         buffer_bytes: Hard ceiling on the memory of batches, in the making and in use. Reading
-            pauses there. ``None``: what three batches ahead need.
+            pauses there. ``None``: no ceiling; three batches are made ahead, and those you keep
+            come on top.
         cache_dir, cache_bytes, store: For remote shards, which are not supported yet.
-        timeout_s: Longest wait for one batch.
+        timeout_s: Longest wait for one batch, in seconds; ``None`` waits for ever.
 
     Yields:
         ``Batch``: arrays view the loader's memory and hold it until dropped.
@@ -101,15 +105,17 @@ class Loader:
         buffer_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
-        timeout_s: float = 600,
+        timeout_s: float | None = 600,
         store: Any = None,
     ) -> None:
         _refuse_unsupported(lanes, window_samples, cache_dir, cache_bytes, store)
         self._rank, self._world_size = _place(rank, world_size)
         self._batch_size = _positive("batch_size", batch_size)
         self._global = self._batch_size * self._world_size
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed={seed}, expected 0 to 2^64 - 1")
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed={seed!r}, expected a whole number from 0 to 2^64 - 1")
+        if timeout_s is not None and not timeout_s > 0:
+            raise ValueError(f"timeout_s={timeout_s!r}, expected seconds above 0, or None")
         _one_of("last", last, ("drop", "pad", "keep"))
         _one_of("on_bad_sample", on_bad_sample, ("raise", "substitute"))
         if last == "keep" and self._world_size > 1:
@@ -119,13 +125,14 @@ class Loader:
             )
         self._shuffle, self._seed, self._last = bool(shuffle), seed, last
         self._substitute = on_bad_sample == "substitute"
-        self._timeout_s = timeout_s
+        self._timeout_s = math.inf if timeout_s is None else float(timeout_s)
 
+        fields = _checked_fields(fields)
         self.dataset = Dataset(shards)
         self.num_samples = len(self.dataset)
         self._check_size(shards)
         threads = _default_threads() if threads is None else _positive("threads", threads)
-        self._fields = dict(fields) if fields is not None else self._every_component()
+        self._fields = fields if fields is not None else self._every_component()
         self._decoder = Decoder(self.dataset, self._fields, threads=threads, seed=seed)
         self._engine = _core.Engine(
             self.dataset.core,
@@ -211,7 +218,7 @@ class Loader:
             StateMismatchError: It is of another dataset, seed, shuffle or order; names both.
         """
         mine = self.state_dict()
-        missing = [key for key in mine if key not in state]
+        missing = [key for key in mine if not isinstance(state, Mapping) or key not in state]
         if missing:
             raise StateMismatchError(f"state without {missing}, expected a Loader.state_dict()")
         for key in ("version", "order", "fingerprint", "samples", "shuffle", "seed"):
@@ -220,12 +227,14 @@ class Loader:
                     f"state of {key} {state[key]!r}, this loader has {mine[key]!r}; build the "
                     "loader on the same shards with the same shuffle and seed"
                 )
-        if state["epoch"] < 0 or not 0 <= state["position"] <= self.num_samples:
+        epoch, position = state["epoch"], state["position"]
+        whole = isinstance(epoch, int) and isinstance(position, int)
+        if not whole or epoch < 0 or not 0 <= position <= self.num_samples:
             raise StateMismatchError(
-                f"state at epoch {state['epoch']}, position {state['position']}, expected a "
-                f"position within {self.num_samples} samples"
+                f"state at epoch {epoch!r}, position {position!r}, expected a position within "
+                f"{self.num_samples} samples"
             )
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._epoch, self._position = epoch, position
 
     # ---- what it did ---------------------------------------------------------------------------
 
@@ -325,27 +334,36 @@ class Loader:
 
     def _take(self, epoch: int, start: int) -> Batch:
         """The batch at `start`, while those after it are being made, across the epoch's end."""
+        self._check_usable()
         if self._started is None:
             self._started = time.monotonic()
-        if self._asked and (self._asked[0].epoch, self._asked[0].start) != (epoch, start):
+        try:
+            if self._asked and (self._asked[0].epoch, self._asked[0].start) != (epoch, start):
+                self._cancel()
+            if not self._asked:
+                self._ask(epoch, start)
+            while len(self._asked) < _AHEAD:
+                self._ask_after(self._asked[-1])
+            return self._next_asked()
+        except BaseException:
+            # Engine and `_asked` may be out of step, and would pair a batch with another's
+            # indices: forget both, the next call asks again.
             self._cancel()
-        if not self._asked:
-            self._ask(epoch, start)
-        while len(self._asked) < _AHEAD:
-            after = self._asked[-1]
-            start = after.start + self._global
-            if self._count_at(start) > 0:
-                self._ask(after.epoch, start)
-            else:
-                self._ask(after.epoch + 1, 0)
+            raise
+
+    def _ask_after(self, ask: Ask) -> None:
+        start = ask.start + self._global
+        if self._count_at(start) > 0:
+            self._ask(ask.epoch, start)
+        else:
+            self._ask(ask.epoch + 1, 0)
+
+    def _next_asked(self) -> Batch:
+        """Wait for the oldest batch asked for."""
         while True:
             ask = self._asked[0]
             began = time.monotonic()
-            try:
-                slab, layouts, keys, issues = self._engine.take(self._timeout_s)
-            except BaseException:
-                self._cancel()  # nothing half-taken: the next try asks again
-                raise
+            slab, layouts, keys, issues = self._engine.take(self._timeout_s)
             self._wait_s += time.monotonic() - began
             columns, bad = self._decoder.columns(ask, slab, layouts, issues, keys)
             if not bad:
@@ -365,9 +383,9 @@ class Loader:
 
     def _on_bad(self, ask: Ask, bad: dict[int, BadSampleError]) -> None:
         """Raise, or ask for the same batch again with other samples in the bad slots."""
-        self._cancel()
         if not self._substitute:
             raise bad[min(bad)]
+        self._cancel()
         for slot in sorted(bad):
             index = int(ask.samples[slot])
             if index not in self._bad:
@@ -387,7 +405,8 @@ class Loader:
 
     def _cancel(self) -> None:
         self._asked.clear()
-        self._engine.cancel()
+        if self._pid == os.getpid():
+            self._engine.cancel()
 
     def _check_usable(self) -> None:
         if self._pid == -1:
@@ -452,12 +471,27 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
+def _checked_fields(fields: Mapping[str, Field] | None) -> dict[str, Field] | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, Mapping) or not fields:
+        raise ValueError(
+            f"fields={fields!r}, expected a dict such as {{'label': tarpon.Int('cls')}}"
+        )
+    for name, field in fields.items():
+        if not isinstance(field, Field):
+            raise ValueError(
+                f"fields[{name!r}]={field!r}, expected a field such as tarpon.Raw('jpg')"
+            )
+    return dict(fields)
+
+
 def _default_threads() -> int:
-    return min(_THREADS_MOST, len(os.sched_getaffinity(0)))
+    return min(_THREADS_MOST, usable_cpus())
 
 
 def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or value != int(value) or value < 1:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r}, expected a whole number of at least 1")
     return int(value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,43 @@ def test_an_index_that_disagrees_with_its_tar_is_never_believed(tmp_path: Path) 
         list(tarpon.Loader(tar, batch_size=5, fields=FIELDS))
     tarpon.index(tar, force=True)
     assert len(list(tarpon.Loader(tar, batch_size=5, fields=FIELDS))) == 4
+
+
+@pytest.mark.parametrize("lost", ["first", "middle", "last", "half", "appended", "other"])
+def test_an_index_that_leaves_samples_out_is_noticed(lost: str, tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", samples(range(20)))
+    tarpon.index(tar)
+    index = tmp_path / "a.idx"
+    lines = index.read_text().splitlines()[1:]
+    if lost == "appended":
+        write_tar(tar, samples(range(40)))
+    elif lost == "other":
+        other = write_tar(tmp_path / "b.tar", [(f"{i:05d}.jpg", photo(i)) for i in range(20)])
+        tarpon.index(other)
+        lines = (tmp_path / "b.idx").read_text().splitlines()[1:]
+    else:
+        cuts = {"first": slice(1), "middle": slice(9, 10), "last": slice(19, 20)}
+        del lines[cuts.get(lost, slice(10, 20))]
+    index.write_text("\n".join([f"v1.2 {len(lines)}", *lines]) + "\n")
+    with pytest.raises(tarpon.CorruptShardError, match="tarpon index --force"):
+        tarpon.open(tar)
+    tarpon.index(tar, force=True)
+    assert len(tarpon.open(tar)) == (40 if lost == "appended" else 20)
+
+
+def test_what_lies_between_samples_is_no_fault(tmp_path: Path) -> None:
+    members = [("README", b"x"), *samples(range(3)), ("notes", b"y"), *samples(range(3, 5))]
+    tar = write_tar(tmp_path / "a.tar", members, format=tarfile.PAX_FORMAT)
+    tarpon.index(tar)
+    assert len(tarpon.open(tar)) == 5
+
+
+def test_an_index_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", samples(range(3)))
+    (tmp_path / "a.idx").mkdir()  # in its place
+    with pytest.raises(tarpon.StoreError, match=r"a\.idx"):
+        tarpon.index(tar, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.idx", "a.tar"]
 
 
 def test_a_list_that_disagrees_with_its_tar_is_named(tmp_path: Path) -> None:

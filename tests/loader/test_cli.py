@@ -70,6 +70,14 @@ def test_index_then_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [row["faults"] for row in lines(capsys.readouterr().out)] == [[], []]
 
 
+def test_verify_finds_members_that_are_not_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "a.tar", [("k.jpg", photo(1)), ("l.jpg", photo(2)), ("k.cls", b"1")])
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "tar --sort=name" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("fault", ["cut", "payload", "index", "picture", "list"])
 def test_verify_finds(folder: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["index", str(folder)])

@@ -169,8 +169,11 @@ def test_a_state_of_something_else_is_refused_naming_both(shards: Path, tmp_path
                 loader.load_state_dict(state | {key: value})
         with pytest.raises(tarpon.StateMismatchError, match="without"):
             loader.load_state_dict({})
-        with pytest.raises(tarpon.StateMismatchError, match="position 104"):
-            loader.load_state_dict(state | {"position": 104})
+        for wrong in ({"position": 104}, {"position": None}, {"epoch": -1}, {"epoch": None}):
+            with pytest.raises(tarpon.StateMismatchError, match="expected a position within"):
+                loader.load_state_dict(state | wrong)
+        with pytest.raises(tarpon.StateMismatchError, match="without"):
+            loader.load_state_dict(None)
     with (
         tarpon.Loader(tmp_path, batch_size=10, fields=FIELDS, seed=3) as other,
         pytest.raises(tarpon.StateMismatchError, match="fingerprint"),
@@ -271,17 +274,33 @@ def test_close_from_another_thread_ends_a_wait(shards: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_after_fork_the_child_gets_a_clear_error(shards: Path) -> None:
     with tarpon.Loader(shards, batch_size=10, fields=FIELDS) as loader:
-        next(iter(loader))
+        iterator = iter(loader)
+        next(iterator)
         child = os.fork()
         if child == 0:
-            try:
-                next(iter(loader))
-            except RuntimeError as error:
-                os._exit(0 if "fork" in str(error) else 1)
-            finally:
-                os._exit(2)
+            refused = 0
+            for used in (iterator, iter(loader)):
+                try:
+                    next(used)
+                except RuntimeError as error:
+                    refused += "made before fork()" in str(error)
+            os._exit(0 if refused == 2 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert len(labels(loader)) > 0  # the parent goes on
+
+
+def test_after_any_error_batches_and_indices_still_belong_together(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, shuffle=False) as loader:
+        with monkeypatch.context() as patched:
+            patched.setattr(loader._decoder, "columns", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                next(iter(loader))
+        for step, batch in enumerate(loader):
+            assert batch.indices.tolist() == list(range(10 * step, 10 * step + 10))
+            assert batch.sample_keys == [f"{index:05d}" for index in batch.indices]
+            assert np.array_equal(batch["label"], batch.indices % 10)
 
 
 def test_rank_and_world_size_come_from_torchrun(
@@ -307,6 +326,13 @@ def test_rank_and_world_size_come_from_torchrun(
         ({"on_bad_sample": "skip"}, "expected one of 'raise', 'substitute'"),
         ({"threads": 0}, "threads=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 1.5}, "seed=1.5, expected a whole number"),
+        ({"timeout_s": 0}, "timeout_s=0, expected seconds above 0"),
+        ({"buffer_bytes": "1G"}, "buffer_bytes='1G', expected a whole number"),
+        ({"fields": {"x": "jpg"}}, "expected a field such as"),
+        ({"fields": {"x": tarpon.Raw}}, "expected a field such as"),
+        ({"fields": ["jpg"]}, "expected a dict such as"),
+        ({"fields": {}}, "expected a dict such as"),
     ],
 )
 def test_wrong_arguments(shards: Path, arguments: dict[str, object], message: str) -> None:
