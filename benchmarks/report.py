@@ -139,7 +139,7 @@ def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plo
         "# Benchmarks",
         "",
         f"- {datetime.date.today().isoformat()}, {cpu_model()}, {cores} cores, Linux "
-        f"{platform.release()}",
+        f"{'.'.join(platform.release().split('.')[:2])}",
         f"- {_versions()}",
         f"- libjpeg-turbo: {_libjpegs()}",
         f"- Load average {load[0]:.1f} before and {load[1]:.1f} after; above {cores} the machine "

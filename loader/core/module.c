@@ -49,8 +49,8 @@ static const char *exception_name(tp_status status)
 static PyObject *raise_status(const struct module_state *state, const struct tp_error *err,
                               const char *shard)
 {
-    if (err->status == TP_ENOMEM) {
-        PyErr_SetString(strstr(err->message, "buffer_bytes") ? PyExc_ValueError : PyExc_MemoryError,
+    if (err->status == TP_ENOMEM || err->status == TP_ECEILING) {
+        PyErr_SetString(err->status == TP_ENOMEM ? PyExc_MemoryError : PyExc_ValueError,
                         err->message);
         return NULL;
     }

@@ -131,7 +131,7 @@ tp_status tp_pool_take(tp_pool *pool, uint64_t bytes, tp_slab **out, struct tp_e
                        bytes);
     uint64_t capacity = capacity_for(bytes);
     if (capacity > pool->ceiling_bytes / 2)
-        return tp_fail(err, TP_ENOMEM,
+        return tp_fail(err, TP_ECEILING,
                        "buffer_bytes=%" PRIu64 " cannot hold two batches of %" PRIu64
                        " bytes, one in use and one in the making; raise buffer_bytes to at least "
                        "%" PRIu64 " or lower batch_size",

@@ -25,9 +25,8 @@ TP_MUST_CHECK tp_status tp_pool_create(tp_pool **out, uint64_t ceiling_bytes, st
 void tp_pool_on_room(tp_pool *pool, void (*call)(void *), void *argument);
 
 /* A slab of at least `bytes`, aligned to 64.  TP_OK: the caller owns *out.  TP_ERANGE: no room
- * until another slab is released; wait and call again.  TP_ENOMEM: two of them can never fit below
- * the ceiling, so that one could not be made while another is in use; or the machine is out of
- * memory. */
+ * until another slab is released; wait and call again.  TP_ECEILING: two of them can never fit
+ * below the ceiling, so that one could not be made while another is in use.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_pool_take(tp_pool *pool, uint64_t bytes, tp_slab **out,
                                      struct tp_error *err);
 

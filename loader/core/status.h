@@ -11,7 +11,8 @@
 typedef enum tp_status {
     TP_OK = 0,
     TP_EIO,          /* the operating system said no: missing, unreadable, short read */
-    TP_ENOMEM,       /* out of memory, or a buffer ceiling too low */
+    TP_ENOMEM,       /* out of memory */
+    TP_ECEILING,     /* the caller's ceiling on memory is too low for what was asked */
     TP_ERANGE,       /* outside what the caller may ask for */
     TP_ECORRUPT,     /* bytes that are not what their format says: shard or index */
     TP_EUNSUPPORTED, /* well-formed, but a kind we refuse or do not decode */

@@ -309,7 +309,7 @@ static void test_full_pool(void)
     check_raw(bench.batch, 0);
     tp_slab_release(second);
     tp_batch_reset(bench.batch);
-    CHECK(make(&bench, 0, 0, 64) == TP_ENOMEM && strstr(err.message, "buffer_bytes=65536"));
+    CHECK(make(&bench, 0, 0, 64) == TP_ECEILING && strstr(err.message, "buffer_bytes=65536"));
     tp_batch_reset(bench.batch);
     bench_end(&bench);
 }

@@ -175,7 +175,7 @@ static void test_smallest_ceiling(void)
     for (int i = 0; i < 2; i++)
         CHECK(engine_ask(engine, set.samples, 0, 1, i ? 8 : 128, &err) == TP_OK);
     tp_batch *batch;
-    CHECK(engine_next(engine, &batch, &err) == TP_OK && batch->failure.status == TP_ENOMEM);
+    CHECK(engine_next(engine, &batch, &err) == TP_OK && batch->failure.status == TP_ECEILING);
     CHECK(strstr(batch->failure.message, "raise buffer_bytes to at least") && !batch->slab);
     tp_engine_recycle(engine, batch);
     tp_engine_recycle(engine, engine_batch(engine)); /* the smaller one is fine */

@@ -39,7 +39,7 @@ static void refuse(tp_pool *pool, uint64_t bytes, tp_status wanted, const char *
 static void test_ceiling(void)
 {
     tp_pool *pool = pool_of(64 << 10);
-    refuse(pool, (32 << 10) + 1, TP_ENOMEM, "buffer_bytes=65536 cannot hold two batches");
+    refuse(pool, (32 << 10) + 1, TP_ECEILING, "buffer_bytes=65536 cannot hold two batches");
     refuse(pool, UINT64_MAX, TP_ENOMEM, "more than a machine holds");
     refuse(pool, INT64_MAX / 2 + 1, TP_ENOMEM, "more than a machine holds");
     tp_slab *a = take(pool, 32 << 10), *b = take(pool, 20 << 10);
@@ -50,7 +50,7 @@ static void test_ceiling(void)
     refuse(pool, 0, TP_ERANGE, "full");
     tp_slab_release(a);
     tp_slab_release(c);
-    refuse(pool, (32 << 10) + 1, TP_ENOMEM, "at least");
+    refuse(pool, (32 << 10) + 1, TP_ECEILING, "at least");
     a = take(pool, 28 << 10); /* out of the kept 32 KiB; the 12 KiB stay kept */
     CHECK(tp_pool_held(pool) == 52 << 10);
     tp_slab_release(b);
@@ -62,7 +62,7 @@ static void test_ceiling(void)
     tp_pool_release(pool);
 
     pool = pool_of(0);
-    refuse(pool, 0, TP_ENOMEM, "buffer_bytes=0");
+    refuse(pool, 0, TP_ECEILING, "buffer_bytes=0");
     tp_pool_release(pool);
     tp_pool_release(NULL);
     tp_slab_release(NULL);
