@@ -3,8 +3,8 @@
  *     tp_source_create --> tp_source_read ... --> tp_source_free
  *
  * A source opens its file at the first read.  Any number of threads may read at once.  What was
- * seen at the first opening (size, device, inode, modification time) must be seen at each later one, so
- * that a shard replaced under a reader is an error and never other bytes. */
+ * seen at the first opening (size, device, inode, modification time) must be seen at each later
+ * one, so that a shard replaced under a reader is an error and never other bytes. */
 #ifndef TARPON_SOURCE_H
 #define TARPON_SOURCE_H
 
