@@ -1,7 +1,13 @@
 """What one step of the pipeline does: plain functions in `run.py`, a thin KFP wrapper beside each.
 
-Steps never import one another.  They meet through artifacts (small JSON reports) and through the
-shared nouns of this folder: `store`, `catalog`, `manifest`, `report` and `progress`.
+Steps never import one another.  They meet through artifacts (small JSON reports) and through what
+lies beside them in this folder:
+
+    what is kept    store, catalog, manifest, report
+    what is asked   rules (what settings may be), code (which code this is)
+    pictures        phash, duplicates, figures
+    training data   loading (a version as batches)
+    the outside     executor (KFP's protocol), tracking (MLflow), progress (a person)
 """
 
 import os

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from components import rules
 from components.store import Store, split_url
 
 OK = "ok"
@@ -99,7 +99,10 @@ def read(url: str, columns: list[str] | None = None) -> pa.Table:
     store, name = split_url(url)
     data = store.read_bytes(name)
     try:
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+        # One thread and no read-ahead: arrow's I/O threads may drop the last reference to `data`
+        # while the interpreter shuts down, which aborts a short process now and then.
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        return file.read(columns=columns, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise CatalogError(
             f"{url}: not a readable Parquet file ({error}), expected a catalog; run ingest again"
@@ -120,11 +123,10 @@ def check_name(dataset_name: str) -> None:
     Raises:
         CatalogError: It is not.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", dataset_name):
-        raise CatalogError(
-            f"dataset name: found {dataset_name!r}, expected letters, digits, '.', '_' and '-' "
-            "with a letter or digit first; set data.name"
-        )
+    try:
+        rules.check_name(dataset_name)
+    except ValueError as error:
+        raise CatalogError(str(error)) from error
 
 
 def content_id(table: pa.Table) -> str:

@@ -12,28 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-#: Differing bits of 64 up to which two images count as one.  Re-encoded, resized or slightly
-#: retouched copies differ by 0 to 4 bits.  Of 1,200 random crops (25 to 100 % of the area) of nine
-#: photographs, 4 bits tie 23 % to another one, 22 at most together; 12 bits tie 66 %, up to 80.
-NEAR_DUPLICATE_BITS = 4
-
-#: Beyond this the bands below get so narrow that nearly everything is compared with everything.
-MAX_BITS = 12
-
 Indices = npt.NDArray[np.int64]
-
-
-def check_bits(bits: int | None, *, where: str) -> None:
-    """Refuse a threshold outside 0..MAX_BITS; None (near duplicates are not looked for) is fine.
-
-    Raises:
-        ValueError: Names `where` and the range.
-    """
-    if bits is not None and not 0 <= bits <= MAX_BITS:
-        raise ValueError(
-            f"{where}={bits!r}: expected 0 to {MAX_BITS} differing bits of 64, or null for no "
-            "search; larger distances unite images that merely look alike"
-        )
 
 
 def near_pairs(hashes: npt.ArrayLike, bits: int) -> tuple[Indices, Indices]:
@@ -44,7 +23,7 @@ def near_pairs(hashes: npt.ArrayLike, bits: int) -> tuple[Indices, Indices]:
 
     Args:
         hashes: ``uint64[n]``, no value twice (see `clusters` for values that repeat).
-        bits: 0 to `MAX_BITS`.
+        bits: 0 to `rules.MAX_NEAR_DUPLICATE_BITS`, beyond which the bands get too narrow.
 
     Returns:
         Two ``int64`` arrays of equal length; no pair twice, sorted.

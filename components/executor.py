@@ -25,7 +25,7 @@ class Task:
 
         task = Task.from_json(arguments.executor_input)
         settings = task.config()["train"]
-        pointer = json.loads(task.input_path("dataset").read_text())
+        pointer = json.loads(task.input_path("dataset").read_text(encoding="utf-8"))
         report.write(task.output_path("model"))
         task.set_metadata("metrics", {"accuracy": 0.93})
         task.finish()

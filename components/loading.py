@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 
 import tarpon
+from tarpon.fields import IMAGE_EXTENSIONS
 
+from components import rules
 from components.manifest import LEAKAGE, Manifest
 from components.store import Store
-
-IMAGE_EXTENSIONS = "jpg;jpeg;png;webp;bmp;gif;tiff"
-"""What the image of a sample may be called in a shard."""
 
 
 class UnprovenDatasetError(ValueError):
@@ -24,8 +23,25 @@ class EmptySplitError(ValueError):
     """A split that a step needs has no samples, or too few for one batch."""
 
 
+class OneClassError(ValueError):
+    """A dataset with fewer than two classes: there is nothing to tell apart."""
+
+
 class DeviceError(RuntimeError):
     """The device asked for is not there."""
+
+
+def require_classes(manifest: Manifest) -> None:
+    """Refuse a dataset version in which every model would be right.
+
+    Raises:
+        OneClassError: It has fewer than two classes.
+    """
+    if len(manifest.classes) < 2:
+        raise OneClassError(
+            f"{manifest.url}: found the classes {list(manifest.classes)}, expected at least two; "
+            "was a class lost in quarantine? The catalog's column `error` says why"
+        )
 
 
 def require_proof(manifest: Manifest) -> None:
@@ -114,19 +130,23 @@ def split_samples(manifest: Manifest, split: str) -> int:
     return 0 if found is None else found.samples
 
 
-def pick_device(requested: str, *, cuda: bool) -> str:
-    """`auto` to `cuda` where there is one, else `cpu`; `cuda` is torch.cuda.is_available().
+def pick_device(requested: str, *, cuda: int) -> str:
+    """`auto` to `cuda` where there is one, else `cpu`; `cuda` is torch.cuda.device_count().
 
     Raises:
-        DeviceError: `cuda` was asked for and is absent, or no such device.
+        DeviceError: A CUDA device was asked for and is absent, or no such device.
     """
     if requested == "auto":
         return "cuda" if cuda else "cpu"
-    if requested not in ("cpu", "cuda"):
-        raise DeviceError(f"train.device={requested!r}: expected auto, cpu or cuda")
-    if requested == "cuda" and not cuda:
+    try:
+        rules.check_device(requested)
+    except ValueError as error:
+        raise DeviceError(str(error)) from error
+    kind, _, number = requested.partition(":")
+    if kind == "cuda" and int(number or 0) >= cuda:
+        seen = f"{cuda:d} CUDA devices" if cuda else "no CUDA device"
         raise DeviceError(
-            "train.device='cuda': torch sees no CUDA device; use train.device=auto or cpu, or "
+            f"train.device={requested!r}: torch sees {seen}; use train.device=auto or cpu, or "
             "check the driver, the pod's nvidia.com/gpu limit and that torch is a CUDA build"
         )
     return requested

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from components.store import Store, split_url
@@ -76,6 +76,7 @@ class Manifest:
         digest: sha256 over the sorted (split, sample_id, label) lines, see `digest`.
         config: The resolved config that made the version.
         code: What made it: see `components.code`.
+        leakage: What the split's proof had to hold for: `near_duplicate_bits`.
     """
 
     url: str
@@ -88,6 +89,7 @@ class Manifest:
     config: dict[str, Any]
     code: str
     digest: str
+    leakage: dict[str, Any] = field(default_factory=dict)
 
     def shards_url(self, split: str) -> str:
         """URL of a split's shard list, what `tarpon.Loader` takes.
@@ -161,6 +163,14 @@ def read(dataset_url: str) -> Manifest:
         ) from error
 
 
+def readable(dataset_url: str) -> Manifest | None:
+    """The manifest, or None where there is none or it is damaged, so that it can be made again."""
+    try:
+        return read(dataset_url)
+    except ManifestError:
+        return None
+
+
 def write(manifest: Manifest) -> str:
     """Write `dataset.json` atomically, and with it the version exists; returns its URL.
 
@@ -217,10 +227,13 @@ def _json(store: Store, rel: str) -> dict[str, Any]:
         values = json.loads(store.read_bytes(rel))
     except ValueError as error:
         raise ManifestError(
-            f"{store.url(rel)}: not JSON ({error}); run the shard step again"
+            f"{store.url(rel)}: not JSON ({error}); run the shard step again, it writes it anew"
         ) from error
     if not isinstance(values, dict):
-        raise ManifestError(f"{store.url(rel)}: found {type(values).__name__}, expected an object")
+        raise ManifestError(
+            f"{store.url(rel)}: found {type(values).__name__}, expected an object; run the shard "
+            "step again"
+        )
     return values
 
 
@@ -237,6 +250,7 @@ __all__ = [
     "exists",
     "read",
     "read_shard_list",
+    "readable",
     "shard_list",
     "write",
 ]

@@ -8,13 +8,14 @@ know what the objects mean, never deletes a finished one and holds no credential
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeGuard
 
 STALE_TEMP_S = 3600.0
 """A temporary file older than this belongs to a writer that died; its successor removes it."""
@@ -128,8 +129,11 @@ class Store:
                 os.fsync(file.fileno())
             temp.rename(target)
             _sync_folder(target.parent)
-        except BaseException:
-            temp.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                temp.unlink(missing_ok=True)
+            if _is_about(error, temp):
+                raise self._unwritable(str(target), error) from error
             raise
 
     def list(self, prefix: str = "") -> list[str]:
@@ -180,9 +184,15 @@ class Store:
 
     @staticmethod
     def _unwritable(where: str, error: OSError) -> StoreError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = (
+            "make room or set store.root to another disk"
+            if full
+            else ("set store.root to one or correct its permissions")
+        )
+        expected = "room for it" if full else "a writable folder"
         return StoreError(
-            f"{where}: cannot be written ({error.strerror or error}), expected a writable folder; "
-            "set store.root to one or correct its permissions"
+            f"{where}: cannot be written ({error.strerror or error}), expected {expected}; {remedy}"
         )
 
 
@@ -209,15 +219,25 @@ def local_path(url: str | os.PathLike[str]) -> Path:
     scheme = _SCHEME.match(text)
     if scheme and scheme[1].lower() != "file":
         raise UnsupportedStoreError(
-            f"{_without_secrets(text)}: {scheme[1]}:// stores are not supported yet, "
+            f"{without_secrets(text)}: {scheme[1]}:// stores are not supported yet, "
             "expected a local folder; set store.root to one"
         )
     return Path(os.path.abspath(os.path.expanduser(text.removeprefix("file://"))))
 
 
-def _without_secrets(url: str) -> str:
-    """A URL fit for a message: no query (signatures) and no user:password."""
-    return re.sub(r"//[^/@]*@", "//", url.split("?", 1)[0])
+def without_secrets(text: str) -> str:
+    """A URL, or words with URLs in them, fit for a message: no query (signatures), no password."""
+    return re.sub(r"(://)(?:[^/\s]*@)?([^?\s]*)(?:\?\S*)?", r"\1\2", text)
+
+
+def _is_about(error: BaseException, temp: Path) -> TypeGuard[OSError]:
+    """Whether writing the file failed, rather than something else inside the `with` block."""
+    return (
+        isinstance(error, OSError)
+        and not isinstance(error, StoreError)
+        and error.errno is not None
+        and str(error.filename or temp) in (str(temp), str(temp.parent))
+    )
 
 
 def _is_temp(name: str) -> bool:

@@ -14,6 +14,7 @@ from components.evaluate import run
 from components.executor import ExecutorInputError, Task, confusion_metadata
 from components.loading import DeviceError, EmptySplitError
 from components.manifest import ManifestError
+from components.store import StoreError
 from components.tracking import TrackingError
 
 EXPECTED = (
@@ -21,6 +22,7 @@ EXPECTED = (
     EmptySplitError,
     ExecutorInputError,
     ManifestError,
+    StoreError,
     TarponError,
     TrackingError,
     run.ModelMismatchError,
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-id", help="MLflow run that trained the model")
     parser.add_argument("--output", metavar="DIR", help="folder for the report and the figures")
     parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
     parser.add_argument(
         "--champion-of", metavar="NAME", help="measure this registered model's champion as well"
     )

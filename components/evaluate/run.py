@@ -26,6 +26,7 @@ from components import figures, loading, manifest, tracking
 from components.manifest import Manifest
 from components.progress import track
 from components.report import Report
+from components.store import without_secrets
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def evaluate(
         TrackingError: MLflow has no such model.
     """
     version = manifest.read(dataset_url)
-    picked = loading.pick_device(device, cuda=torch.cuda.is_available())
+    picked = loading.pick_device(device, cuda=torch.cuda.device_count())
     client = tracking.connect()
     model_id = tracking.model_id_of(model_uri)
     scores = _score(version, model_uri, batch_size=batch_size, device=picked, threads=threads)
@@ -184,8 +185,8 @@ def _load(model_uri: str) -> tuple[nn.Module, list[str], int]:
         network = mlflow.pytorch.load_model(model_uri)
     except (MlflowException, OSError) as error:
         raise tracking.TrackingError(
-            f"{model_uri}: cannot be loaded from {mlflow.get_tracking_uri()} ({error}); check "
-            "MLFLOW_TRACKING_URI, or train again"
+            f"{model_uri}: cannot be loaded from {without_secrets(mlflow.get_tracking_uri())} "
+            f"({without_secrets(str(error))}); check MLFLOW_TRACKING_URI, or train again"
         ) from error
     if "classes" not in about or "image_size" not in about:
         raise ModelMismatchError(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from components.catalog import CatalogError
 from components.ingest import run
 from components.ingest.files import IngestError
+from components.rules import MAX_PIXELS
 from components.store import StoreError
 
 
@@ -20,7 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", default="tarpon-data", help="store root (default tarpon-data)")
     parser.add_argument("--name", default="photos", help="dataset name (default photos)")
     parser.add_argument("--workers", type=int, help="threads (default: one per usable CPU)")
-    parser.add_argument("--max-pixels", type=int, default=run.MAX_PIXELS, metavar="N")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N")
+    parser.add_argument(
+        "--group",
+        metavar="REGEX",
+        help="its first (..), searched in each path below SOURCE, is the sample's group",
+    )
     options = parser.parse_args(arguments)
     try:
         report = run.ingest(
@@ -29,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.name,
             workers=options.workers,
             max_pixels=options.max_pixels,
+            group=options.group,
         )
     except (IngestError, CatalogError, StoreError) as error:
         sys.stderr.write(f"error: {error}\n")

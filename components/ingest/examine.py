@@ -1,4 +1,4 @@
-"""Looking at one image file: what it truly is, and whether every pixel of it can be decoded.
+"""Looking at one image file: what it truly is, and whether training can decode every pixel of it.
 
 A file that cannot be used is an ordinary result with a reason, never an exception.  This module
 looks at one file at a time; what files mean to one another is decided in `run`.
@@ -15,7 +15,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tarpon._pillow import UndecodableError, decode
 
 from components import phash
 
@@ -25,6 +27,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_BYTES = 1 << 30
 """A larger file is quarantined unread."""
 
+RULES = 2
+"""Raised when a file may be judged otherwise than before: older verdicts are not taken over."""
+
+_CLIPPED_MODES = ("F", "I")  # floats and 32-bit integers: no range that 8 bits could stand for
 _MAGIC = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -55,7 +61,7 @@ class Seen:
         phash: Of the picture as shown; None exactly when the file cannot be used.
         reason: Why it cannot be used, in two or three words to be counted by; None when it can.
         detail: The rest of that sentence.
-        etag: Size and modification time, taken before the bytes were read.
+        etag: Size and modification time, taken before the bytes were read, and `RULES`.
     """
 
     sample_id: str
@@ -85,7 +91,7 @@ def etag(path: str) -> str:
         info = os.stat(path)
     except OSError:
         return ""
-    return f"{info.st_size}-{info.st_mtime_ns}"
+    return f"{info.st_size}-{info.st_mtime_ns}-{RULES}"
 
 
 def examine(path: str, *, max_pixels: int) -> Seen:
@@ -165,9 +171,19 @@ def _decode(data: bytes, max_pixels: int) -> Seen:
                     "raise ingest.max_pixels if it is meant",
                 )
             image.load()
-            return _describe(image)
+            if image.mode in _CLIPPED_MODES:
+                raise _UnusableError(
+                    "unsupported pixel type",
+                    f"{image.mode}, whose values 8 bits would clip; save it with 8 or 16 bits",
+                )
+            found = _describe(image)
+        if found.format == "JPEG":
+            decode(data)  # as training will, which is stricter than Pillow
+        return found
     except _UnusableError:
         raise
+    except UndecodableError as error:
+        raise _UnusableError("not trainable", f"the loader refuses it ({error})") from error
     except UnidentifiedImageError:
         raise _not_an_image(data) from None
     except Exception as error:  # malformed files make Pillow's parsers raise almost anything
@@ -176,7 +192,7 @@ def _decode(data: bytes, max_pixels: int) -> Seen:
 
 def _describe(image: Image.Image) -> Seen:
     orientation = _orientation(image)
-    small = phash.shrink(image)
+    small = phash.shrink(_eight_bits(image))
     if orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[orientation])
     width, height = image.size
@@ -190,6 +206,13 @@ def _describe(image: Image.Image) -> Seen:
         mode=image.mode,
         phash=phash.phash(small),
     )
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greys scaled, as the loader does; converting them would clip nearly all to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _orientation(image: Image.Image) -> int:

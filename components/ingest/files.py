@@ -34,11 +34,25 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What a source holds, sorted by path.  Hidden files and folders are no part of it."""
+    """What a source holds, sorted by path.
+
+    Attributes:
+        ignored: What is no image, relative to the source: other files, hidden files, and hidden
+            folders, which end in '/' and are not entered.
+    """
 
     source: str
     images: list[ImageFile]
     ignored: list[str]
+
+    def scattered_labels(self) -> dict[str, list[str]]:
+        """Labels that several folders gave (`2024` in cat/2024 and dog/2024), with the folders."""
+        folders: dict[str, set[str]] = {}
+        for image in self.images:
+            if image.label is not None:
+                parent = Path(image.path).parent.relative_to(self.source).as_posix()
+                folders.setdefault(image.label, set()).add(parent)
+        return {label: sorted(found) for label, found in folders.items() if len(found) > 1}
 
 
 def scan(source: str) -> Listing:
@@ -51,12 +65,14 @@ def scan(source: str) -> Listing:
     root = _folder(source)
     images: list[ImageFile] = []
     ignored: list[str] = []
-    for path in _walk(root):
+    paths, hidden = _walk(root)
+    for path in paths:
         if path.suffix.lower() in EXTENSIONS:
             label = None if path.parent == root else path.parent.name
             images.append(ImageFile(path=str(path), label=label))
         else:
             ignored.append(path.relative_to(root).as_posix())
+    ignored = sorted([*ignored, *hidden])
     if not images:
         raise IngestError(f"{root}: {_contents(ignored)}, expected {SUPPORTED}; check data.source")
     if all(image.label is None for image in images):
@@ -88,9 +104,12 @@ def _folder(source: str) -> Path:
     return root
 
 
-def _walk(root: Path) -> list[Path]:
-    """All files that are not hidden, sorted; every folder once, even where links make loops."""
+def _walk(root: Path) -> tuple[list[Path], list[str]]:
+    """All files that are not hidden, sorted, and the names below the root of what is hidden.
+
+    Every folder once, even where links make loops."""
     found: list[Path] = []
+    hidden: list[str] = []
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -108,18 +127,24 @@ def _walk(root: Path) -> list[Path]:
         seen.add((info.st_dev, info.st_ino))
         for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
             if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
+                name = Path(entry.path).relative_to(root).as_posix()
+                hidden.append(f"{name}/" if entry.is_dir() else name)
+            elif entry.is_dir():
                 waiting.append(Path(entry.path))
             else:
                 found.append(Path(entry.path))
-    return sorted(found)
+    return sorted(found), hidden
 
 
 def _contents(ignored: list[str]) -> str:
     """Words for a folder without images."""
     if not ignored:
         return "found no files"
-    kinds = Counter(Path(name).suffix.lower() or "no extension" for name in ignored)
+    kinds = Counter(_kind(name) for name in ignored)
     named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
     return f"found {len(ignored)} files and none of them an image ({named})"
+
+
+def _kind(name: str) -> str:
+    path = Path(name)
+    return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no extension"

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from tarpon.cpus import usable_cpus
 
-from components import catalog
+from components import catalog, rules
 from components.ingest.examine import Seen, etag, examine, pillow_settings
 from components.ingest.files import ImageFile, IngestError, Listing, scan
 from components.progress import track
 from components.report import Report
+from components.rules import MAX_PIXELS
 from components.store import Store, StoreError
-
-MAX_PIXELS = 178_956_970
-"""Pixels of the largest picture that is decoded by default; Pillow's own warning limit x 2."""
 
 NAMED_IGNORED = 50
 """Ignored files named in the report; all are counted."""
@@ -47,7 +47,8 @@ class IngestReport(Report):
         reasons: Quarantined rows by reason; each row's `error` has the rest of the sentence.
         classes: Usable samples by class.
         lost_classes: Classes of which every file is quarantined.
-        ignored: Files without an image's extension; the first of them are in `ignored_files`.
+        ignored: Files without an image's extension, hidden files, and hidden folders, each as
+            one; the first of them are in `ignored_files`.
         reused: Files unchanged since the dataset's newest catalog, taken over undecoded.
     """
 
@@ -72,6 +73,7 @@ def ingest(
     name: str,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    group: str | None = None,
 ) -> IngestReport:
     """Catalogue the images below a folder, the class of each being the folder it lies in.
 
@@ -84,18 +86,25 @@ def ingest(
         name: The dataset's name.
         workers: Threads that decode; the number of usable CPUs when None.
         max_pixels: A picture of more is quarantined, not decoded.
+        group: A regular expression searched in each file's path below the source (with '/'); what
+            its first (..) captures is the sample's group, for split strategy `group`.  A file
+            without a match has none.
 
     Raises:
-        IngestError: The source is missing, of another kind or without images, or everything in
-            it is quarantined; in that last case the catalog is there and is named.
+        IngestError: An option is out of range; the source is missing, of another kind or without
+            images, or everything in it is quarantined; in that last case the catalog is there and
+            is named.
         StoreError: The store cannot be written.
         catalog.CatalogError: The name will not do.
     """
-    if workers is None:
-        workers = len(os.sched_getaffinity(0))
-    for key, value in (("ingest.workers", workers), ("ingest.max_pixels", max_pixels)):
-        if value < 1:
-            raise IngestError(f"{key}: found {value}, expected at least 1")
+    workers = usable_cpus() if workers is None else workers
+    if workers < 1:
+        raise IngestError(f"ingest.workers={workers}: expected at least 1; null is one per CPU")
+    try:
+        rules.check_max_pixels(max_pixels)
+        rules.check_group(group)
+    except ValueError as error:
+        raise IngestError(str(error)) from error
     store = Store(root)
     catalog.check_name(name)
     listing = scan(source)
@@ -106,11 +115,12 @@ def ingest(
     rows = [_row(image, result) for image, result in zip(listing.images, seen, strict=True)]
     _compare(rows)
     now = datetime.datetime.now(datetime.UTC)
-    for row in rows:
-        row.update(source=listing.source, ingested_at=now)
+    groups = _groups(listing, group)
+    for row, found in zip(rows, groups, strict=True):
+        row.update(group=found, source=listing.source, ingested_at=now)
     ref = catalog.write(store, name, pa.Table.from_pylist(rows, schema=catalog.SCHEMA))
     report = _report(ref, listing, rows, reused)
-    _warn(report)
+    _warn(report, listing)
     return report
 
 
@@ -182,6 +192,16 @@ def _row(image: ImageFile, seen: Seen) -> dict[str, Any]:
     }
 
 
+def _groups(listing: Listing, pattern: str | None) -> list[str | None]:
+    """The group of each image, from its name alone: so it is had anew for reused rows as well."""
+    if pattern is None:
+        return [None] * len(listing.images)
+    expression, root = re.compile(pattern), Path(listing.source)
+    paths = (Path(image.path).relative_to(root).as_posix() for image in listing.images)
+    matches = (expression.search(path) for path in paths)
+    return [_printable(match[1]) if match and match[1] else None for match in matches]
+
+
 def _compare(rows: list[dict[str, Any]]) -> None:
     """Quarantine copies: all but the first of one class, every one of those in several classes."""
     by_id: dict[str, list[dict[str, Any]]] = {}
@@ -231,7 +251,15 @@ def _report(
     return report
 
 
-def _warn(report: IngestReport) -> None:
+def _warn(report: IngestReport, listing: Listing) -> None:
+    for label, folders in listing.scattered_labels().items():
+        _log.warning(
+            "class %r comes from %d folders (%s): the class is the folder an image lies in; "
+            "rename them if they are different classes",
+            label,
+            len(folders),
+            ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else ""),
+        )
     for label in report.lost_classes:
         _log.warning(
             "class %r is lost: every file of it is quarantined; the column `error` of %s says why",

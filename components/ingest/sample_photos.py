@@ -16,7 +16,6 @@ import functools
 import importlib.util
 import io
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageOps
+from tarpon.cpus import usable_cpus
 
 from components.progress import track
 
@@ -136,7 +136,7 @@ def make(out: str, *, count: int, seed: int = 0, classes: Sequence[str] | None =
         path, (name, index) = item
         _put(folder / path, picture(name, seed=seed, index=index))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         for _ in track(pool.map(write, plan.items()), len(plan), "sample photos"):
             pass
     for extra in extras:
@@ -340,7 +340,7 @@ def _all_there(folder: Path, files: list[str]) -> bool:
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
     try:
-        marker: dict[str, Any] = json.loads((folder / MARKER).read_text())
+        marker: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:

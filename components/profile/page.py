@@ -6,7 +6,6 @@ lengths, and the page says how much was left out.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from tarpon.cpus import usable_cpus
 
 from components import catalog
 from components.profile import figures
@@ -105,7 +105,7 @@ def _pictures(numbers: Numbers, rows: list[int], names: list[str]) -> dict[int, 
         data = figures.thumbnail(uris[row], THUMBNAIL_PX)
         return Picture(name=names[row], label=str(labels[row]), data=data)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         return dict(zip(distinct, pool.map(one, distinct), strict=True))
 
 

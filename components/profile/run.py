@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components import catalog
-from components.duplicates import NEAR_DUPLICATE_BITS, check_bits
 from components.profile import numbers, page
 from components.report import Report
+from components.rules import NEAR_DUPLICATE_BITS, check_bits
 from components.store import Store, StoreError
 
 

@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 
 from components import manifest, tracking
 from components.report import Report
+from components.store import without_secrets
 
 _log = logging.getLogger(__name__)
 
@@ -164,8 +165,8 @@ def _require_logged(client: mlflow.MlflowClient, model_uri: str) -> None:
         client.get_logged_model(tracking.model_id_of(model_uri))
     except MlflowException as error:
         raise tracking.TrackingError(
-            f"{model_uri}: not found in {mlflow.get_tracking_uri()}, expected the model that train "
-            "logged; check MLFLOW_TRACKING_URI"
+            f"{model_uri}: not found in {without_secrets(mlflow.get_tracking_uri())}, expected the "
+            "model that train logged; check MLFLOW_TRACKING_URI"
         ) from error
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from components.duplicates import NEAR_DUPLICATE_BITS
+from components import manifest
 from components.report import Report
+from components.rules import NEAR_DUPLICATE_BITS
 from components.shard import run
 from components.store import StoreError
 
@@ -27,7 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="the dataset's name")
     parser.add_argument("--version", help="the version's name (default: derived from content)")
     parser.add_argument("--max-bytes", type=int, default=64 * 2**20, help="largest tar, bytes")
-    parser.add_argument("--near-duplicate-bits", type=int, default=NEAR_DUPLICATE_BITS)
+    parser.add_argument(
+        "--near-duplicate-bits",
+        type=int,
+        help=f"default: what a published version was checked with, else {NEAR_DUPLICATE_BITS}",
+    )
     parser.add_argument("--report", help="also write the report to this file")
     options = parser.parse_args(argv)
     if options.catalog and not (options.root and options.name):
@@ -46,15 +51,29 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> Report:
     bits = options.near_duplicate_bits
     if options.verify:
-        return run.verify(options.verify, near_duplicate_bits=bits)
+        return run.verify(options.verify, near_duplicate_bits=_bits(options.verify, bits))
     return run.shard(
         options.catalog,
         root=options.root,
         name=options.name,
         version=options.version,
         max_bytes=options.max_bytes,
-        near_duplicate_bits=bits,
+        near_duplicate_bits=NEAR_DUPLICATE_BITS if bits is None else bits,
     )
+
+
+def _bits(dataset_url: str, asked: int | None) -> int | None:
+    """The threshold to verify with; refuses one that proves less than the version promises."""
+    promised = run.published_bits(dataset_url)
+    if asked is None:
+        published = manifest.readable(dataset_url) is not None
+        return promised if published else NEAR_DUPLICATE_BITS
+    if asked < run.strength(promised):
+        raise run.ShardError(
+            f"--near-duplicate-bits {asked}: {dataset_url} was published on a proof with "
+            f"{promised}, expected at least that; leave the option away"
+        )
+    return asked
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def plan(config: str, split: dsl.Input[dsl.Dataset], plan: dsl.Output[dsl.Datase
 
     options = json.loads(config)
     data, root = options["data"], options["store"]["root"]
-    url = json.loads(Path(split.path).read_text())["catalog_url"]
+    url = json.loads(Path(split.path).read_text(encoding="utf-8"))["catalog_url"]
     report = run.plan(
         url, root=root, name=data["name"], version=data["version"], **options["shard"]
     )
@@ -47,7 +47,7 @@ def seal(
     """Seal, verify and publish the version; `dataset` is a small JSON that points to it."""
     import json
 
-    from components.duplicates import NEAR_DUPLICATE_BITS
+    from components.rules import NEAR_DUPLICATE_BITS
     from components.shard import run
 
     options = json.loads(config)

@@ -15,28 +15,26 @@ from typing import Any
 
 from components import catalog
 from components.manifest import SPLITS, digest
+from components.rules import MIN_SHARD_BYTES, check_max_bytes
 
 LAYOUT = 1
-"""Raised when the same catalog and options would give other bytes than before."""
+"""Raised when the same samples and options would give other bytes than before."""
 
 BLOCK = 512
 """A tar header's size; contents are padded to a multiple of it."""
 
-RECORD = 20 * BLOCK
+RECORD = MIN_SHARD_BYTES
 """A tar's size is a multiple of this."""
 
-#: Member extension by the format the bytes really have, as Pillow names it.
+#: Member extension by the format the bytes really have, as Pillow names it: what training reads.
 EXTENSIONS = {
     "BMP": "bmp",
     "GIF": "gif",
     "JPEG": "jpg",
-    "JPEG2000": "jp2",
     "MPO": "jpg",  # a JPEG with further pictures behind it
     "PNG": "png",
-    "PPM": "ppm",
     "TIFF": "tif",
     "WEBP": "webp",
-    "AVIF": "avif",
 }
 
 _COLUMNS = ["sample_id", "uri", "bytes", "format", "label", "group", "phash"]
@@ -81,21 +79,18 @@ class Layout:
     Args:
         classes: Sorted class names of the ok samples; a class index is a position here.
         digest: What the version's digest must turn out to be.
+        plan: 12 hex digits that name the tars' bytes: every sample with its side, label, extension
+            and metadata, and what shapes the tars. Not where the samples lay.
     """
 
     shards: list[Shard]
     classes: list[str]
     digest: str
+    plan: str
 
     def mine(self, partition: int, partitions: int) -> list[Shard]:
         """The shards of one pack job: every `partitions`-th, so that jobs are of equal size."""
         return self.shards[partition::partitions]
-
-
-def plan_id(catalog_id: str, max_bytes: int) -> str:
-    """12 hex digits that name the tars' bytes: the catalog and the options that shape them."""
-    options = {"catalog": catalog_id, "layout": LAYOUT, "max_bytes": max_bytes}
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def derive(catalog_url: str, *, max_bytes: int) -> Layout:
@@ -110,11 +105,10 @@ def derive(catalog_url: str, *, max_bytes: int) -> Layout:
             without a label or of a format that has no extension.
         StoreError: The catalog cannot be read.
     """
-    if max_bytes < RECORD:
-        raise ShardError(
-            f"shard.max_bytes={max_bytes}: expected at least {RECORD}, the smallest tar there is; "
-            "64 MiB suits most datasets"
-        )
+    try:
+        check_max_bytes(max_bytes)
+    except ValueError as error:
+        raise ShardError(str(error)) from error
     by_split = _samples(catalog_url)
     labels = [sample.label for samples in by_split.values() for sample in samples]
     classes = sorted(set(labels))
@@ -127,7 +121,22 @@ def derive(catalog_url: str, *, max_bytes: int) -> Layout:
             chosen = sorted(samples[start:stop], key=lambda sample: sample.key)
             shards.append(Shard(name=f"{split}-{number:06d}", split=split, samples=chosen))
     lines = ((split, sample.key, sample.label) for split in SPLITS for sample in by_split[split])
-    return Layout(shards=shards, classes=classes, digest=digest(lines))
+    return Layout(
+        shards=shards,
+        classes=classes,
+        digest=digest(lines),
+        plan=_plan_id(by_split, max_bytes),
+    )
+
+
+def _plan_id(by_split: dict[str, list[Sample]], max_bytes: int) -> str:
+    """See `Layout.plan`; classes and their indices follow from the labels."""
+    total = hashlib.sha256(json.dumps({"layout": LAYOUT, "max_bytes": max_bytes}).encode())
+    for split in SPLITS:
+        for sample in sorted(by_split[split], key=lambda sample: sample.key):
+            line = [split, sample.key, sample.label, sample.ext, sample.meta.decode()]
+            total.update(json.dumps(line).encode() + b"\n")
+    return total.hexdigest()[:12]
 
 
 def _samples(catalog_url: str) -> dict[str, list[Sample]]:

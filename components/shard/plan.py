@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from components import catalog, manifest
+from components import catalog, manifest, rules
 from components.manifest import dump
 from components.report import Report
-from components.shard.layout import ShardError, derive, plan_id
+from components.shard.layout import Layout, ShardError, derive
 from components.shard.pack import PARTS
 from components.store import Store, split_url
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +51,8 @@ def plan(
         catalog_url: The catalog that split wrote.
         root: Store root of the version.
         name: The dataset's name.
-        version: The version's name; None derives it from content, so that the same catalog and
-            `max_bytes` give the same version and the same bytes.
+        version: The version's name; None derives it from content, so that the same split samples
+            and `max_bytes` give the same version and the same bytes, wherever the files lie.
         max_bytes: Largest tar, unless a single sample is larger.
         partitions: Jobs at most. Does not change what is written.
 
@@ -64,29 +61,33 @@ def plan(
             be packed.
         StoreError: The store cannot be written.
     """
-    _check_name("data.name", name)
+    try:
+        rules.check_name(name)
+        if version is not None:
+            rules.check_version(version)
+    except ValueError as error:
+        raise ShardError(str(error)) from error
     if partitions < 1:
         raise ShardError(f"shard.partitions={partitions}: expected 1 or more")
     store = Store(root)
     store.check_writable()
     layout = derive(catalog_url, max_bytes=max_bytes)
     catalog_id = catalog.content_id(catalog.read(catalog_url))
-    identity = plan_id(catalog_id, max_bytes)
-    version = f"v{identity}" if version is None else version
-    _check_name("data.version", version)
+    version = f"v{layout.plan}" if version is None else version
     dataset_url = store.url(name, version)
-    _refuse_other(dataset_url, identity, layout.digest)
+    published = _published(dataset_url, layout)
 
     written = {
         "catalog_id": catalog_id,
         "catalog_url": catalog_url,
         "digest": layout.digest,
         "max_bytes": max_bytes,
-        "plan": identity,
+        "plan": layout.plan,
         "shards": [shard.name for shard in layout.shards],
     }
     rel = f"{name}/{version}/{PARTS}/plan.json"
-    if not store.exists(rel) or store.read_bytes(rel) != dump(written):
+    # A published version keeps the plan, and so the catalog, that it was made by.
+    if not published and (not store.exists(rel) or store.read_bytes(rel) != dump(written)):
         store.write_bytes(rel, dump(written))
     count = min(partitions, len(layout.shards))
     return Plan(
@@ -106,7 +107,7 @@ def plan(
                     "max_bytes": max_bytes,
                     "partition": partition,
                     "partitions": count,
-                    "plan": identity,
+                    "plan": layout.plan,
                 },
                 sort_keys=True,
             )
@@ -132,22 +133,16 @@ def read_plan(dataset_url: str) -> dict[str, Any]:
     return values
 
 
-def _refuse_other(dataset_url: str, identity: str, digest: str) -> None:
-    """A published version never changes: stop before a tar of it is touched."""
+def _published(dataset_url: str, layout: Layout) -> bool:
+    """Whether this very version is published; another one never changes: stop before a tar of it
+    is touched.  A damaged manifest counts as none, if the plan beside it is this one."""
     if not manifest.exists(dataset_url):
-        return
-    published = manifest.read(dataset_url).digest
-    same = published == digest and read_plan(dataset_url)["plan"] == identity
-    if not same:
+        return False
+    made, found = read_plan(dataset_url), manifest.readable(dataset_url)
+    digest = made["digest"] if found is None else found.digest
+    if digest != layout.digest or made["plan"] != layout.plan:
         raise ShardError(
-            f"{dataset_url}: already published with digest {published[:12]} and other tars, this "
-            f"plan would make {digest[:12]}; choose another data.version or leave it null"
+            f"{dataset_url}: already published with digest {digest[:12]} and other tars, this "
+            f"plan would make {layout.digest[:12]}; choose another data.version or leave it null"
         )
-
-
-def _check_name(where: str, value: str) -> None:
-    if not _NAME.fullmatch(value) or value == "catalog":
-        raise ShardError(
-            f"{where}={value!r}: expected letters, digits, '.', '_' or '-', the first a letter or "
-            "digit, and not 'catalog'; it becomes a folder of the store"
-        )
+    return found is not None

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.duplicates import NEAR_DUPLICATE_BITS
+from components.rules import NEAR_DUPLICATE_BITS
 from components.shard.layout import ShardError
 from components.shard.pack import PackReport, pack
 from components.shard.plan import Plan, plan
 from components.shard.readback import CorruptShardError
 from components.shard.seal import DatasetReport, LeakageError, SealReport, publish, seal
-from components.shard.verify import VerifyReport, verify
+from components.shard.verify import VerifyReport, published_bits, strength, verify
 
 
 def shard(
@@ -58,7 +58,9 @@ __all__ = [
     "pack",
     "plan",
     "publish",
+    "published_bits",
     "seal",
     "shard",
+    "strength",
     "verify",
 ]

@@ -20,6 +20,7 @@ from components.report import Report
 from components.shard.layout import ShardError
 from components.shard.pack import PackReport, read_receipt
 from components.shard.plan import read_plan
+from components.shard.verify import strength
 from components.store import Store, split_url
 
 _TAR = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.(tar|idx)")
@@ -138,6 +139,8 @@ def publish(
 ) -> DatasetReport:
     """Write `dataset.json`, on a proof that holds; a version published already stays as it is.
 
+    A `dataset.json` that cannot be read is written anew.
+
     Args:
         dataset_url: The version's folder, sealed and verified.
         config: The resolved config; kept in the manifest.
@@ -152,7 +155,7 @@ def publish(
     plan = read_plan(dataset_url)
     proof = _proof(store, version, plan["digest"])
     bits = config.get("split", {}).get("near_duplicate_bits", proof["near_duplicate_bits"])
-    if bits != proof["near_duplicate_bits"]:
+    if strength(proof["near_duplicate_bits"]) < strength(bits):
         raise LeakageError(
             f"{store.url(version, LEAKAGE)}: checked near duplicates up to "
             f"{proof['near_duplicate_bits']} bits, expected split.near_duplicate_bits={bits}; run "
@@ -169,10 +172,12 @@ def publish(
         config=config,
         code=code_version(),
         digest=proof["digest"],
+        leakage={"near_duplicate_bits": proof["near_duplicate_bits"]},
     )
-    if not manifest.exists(dataset_url):
+    published = manifest.readable(dataset_url)
+    if published is None:
         manifest.write(made)
-    published = manifest.read(dataset_url)
+        published = made
     if published.digest != made.digest:
         raise ShardError(
             f"{dataset_url}: already published with digest {published.digest[:12]}, this run made "

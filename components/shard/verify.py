@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from components import manifest
-from components.duplicates import NEAR_DUPLICATE_BITS, check_bits, near_pairs
+from components.duplicates import near_pairs
 from components.manifest import LEAKAGE, SPLITS, SplitInfo, digest, dump
 from components.progress import track
 from components.report import Report
+from components.rules import NEAR_DUPLICATE_BITS, check_bits
 from components.shard.layout import ShardError
 from components.shard.readback import Found, samples
 from components.store import split_url
@@ -52,11 +53,13 @@ def verify(
 ) -> VerifyReport:
     """Read a sealed version back and write `leakage.json`.
 
-    Groups are checked where the split kept groups together (strategy `group`).
+    Groups are checked where the split kept groups together (strategy `group`).  The proof of a
+    published version is never made weaker: it is checked at no fewer bits than it was then.
 
     Args:
         dataset_url: The version's folder, sealed.
-        near_duplicate_bits: The threshold the split was made with; None skips that check.
+        near_duplicate_bits: The threshold the split was made with; None skips that check.  The
+            report says what was used.
 
     Returns:
         The report; `ok` is False when something leaks. A leak is a finding, not an error.
@@ -67,6 +70,7 @@ def verify(
         ShardError: Labels and class indices disagree.
     """
     check_bits(near_duplicate_bits, where="near_duplicate_bits")
+    near_duplicate_bits = max(near_duplicate_bits, published_bits(dataset_url), key=strength)
     store, version = split_url(dataset_url)
     sealed = {split: manifest.read_shard_list(dataset_url, split) for split in SPLITS}
     shards = [(split, info) for split in SPLITS for info in sealed[split]]
@@ -114,6 +118,25 @@ def verify(
             )
         },
     )
+
+
+def strength(bits: int | None) -> int:
+    """Orders thresholds by how much they prove; None, no check at all, proves least."""
+    return -1 if bits is None else bits
+
+
+def published_bits(dataset_url: str) -> int | None:
+    """The threshold that the version was published on; None also where it is not published."""
+    found = manifest.readable(dataset_url)
+    if found is None:
+        return None
+    if "near_duplicate_bits" in found.leakage:
+        bits: int | None = found.leakage["near_duplicate_bits"]
+        return bits
+    of_old: int | None = found.config.get("split", {}).get(
+        "near_duplicate_bits", NEAR_DUPLICATE_BITS
+    )
+    return of_old
 
 
 def _classes(dataset_url: str, placed: list[Placed]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from components.duplicates import NEAR_DUPLICATE_BITS
+from components.rules import NEAR_DUPLICATE_BITS, STRATEGIES
 from components.split import run
 from components.store import StoreError
 
@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--catalog", required=True, help="URL of the catalog that ingest wrote")
     parser.add_argument("--root", required=True, help="store root, a local folder")
     parser.add_argument("--name", required=True, help="the dataset's name")
-    parser.add_argument("--strategy", default="stratified", choices=run.STRATEGIES)
+    parser.add_argument("--strategy", default="stratified", choices=STRATEGIES)
     parser.add_argument("--by", help="group column, with --strategy group")
     parser.add_argument(
         "--fractions", default="0.8,0.1,0.1", help="shares of train, val and test (%(default)s)"

@@ -15,7 +15,7 @@ def split(config: str, catalog: dsl.Input[dsl.Dataset], split: dsl.Output[dsl.Da
 
     options = json.loads(config)
     root, name = options["store"]["root"], options["data"]["name"]
-    url = json.loads(Path(catalog.path).read_text())["catalog_url"]
+    url = json.loads(Path(catalog.path).read_text(encoding="utf-8"))["catalog_url"]
     report = run.split(url, root=root, name=name, **options["split"])
     report.write(split.path)
     split.metadata.update(report.summary())

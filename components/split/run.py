@@ -7,9 +7,7 @@ shards, and what it promises is checked later from the shards (components/shard/
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,9 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from components import catalog
-from components.duplicates import NEAR_DUPLICATE_BITS, Links, check_bits, clusters
+from components.duplicates import Links, clusters
 from components.manifest import SPLITS
 from components.report import Report
+from components.rules import (
+    NEAR_DUPLICATE_BITS,
+    check_bits,
+    check_fractions,
+    check_strategy,
+    nearest,
+)
 from components.split.assign import (
     Counts,
     deal,
@@ -30,8 +35,6 @@ from components.split.assign import (
     quotas_overall,
 )
 from components.store import Store
-
-STRATEGIES = ("random", "stratified", "group")
 
 #: Columns this step adds beside `split`: the near-duplicate cluster (smallest sample_id in it;
 #: null when alone), and the value that strategy `group` kept together (null otherwise).
@@ -66,31 +69,17 @@ class Options:
     near_duplicate_bits: int | None = NEAR_DUPLICATE_BITS
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise SplitError(
-                f"split.strategy={self.strategy!r}: expected one of {', '.join(STRATEGIES)}"
-                f"{_nearest(self.strategy, STRATEGIES)}"
-            )
+        try:
+            check_strategy(self.strategy)
+            check_fractions(self.fractions)
+            check_bits(self.near_duplicate_bits)
+        except ValueError as error:
+            raise SplitError(str(error)) from error
         if self.by is not None and self.strategy != "group":
             raise SplitError(
                 f"split.by={self.by!r}: has no meaning with split.strategy={self.strategy}, "
                 "expected null; set split.strategy=group to keep its values together"
             )
-        fractions = tuple(self.fractions)
-        if (
-            len(fractions) != len(SPLITS)
-            or not all(math.isfinite(fraction) and fraction >= 0 for fraction in fractions)
-            or fractions[0] <= 0
-            or abs(sum(fractions) - 1) > 1e-6
-        ):
-            raise SplitError(
-                f"split.fractions={list(fractions)!r}: expected three shares for train, val and "
-                "test, none negative, train above 0, that sum to 1; for example [0.8,0.1,0.1]"
-            )
-        try:
-            check_bits(self.near_duplicate_bits, where="split.near_duplicate_bits")
-        except ValueError as error:
-            raise SplitError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +219,7 @@ def _distinct(table: pa.Table, options: Options, where: str) -> tuple[_Samples, 
     if column is not None and column not in table.column_names:
         raise SplitError(
             f"{where}: split.by={column!r} is not a column of the catalog, expected one of "
-            f"{', '.join(table.column_names)}{_nearest(column, table.column_names)}"
+            f"{', '.join(table.column_names)}{nearest(column, table.column_names)}"
         )
     rows = table.select(["sample_id", "status", "label", "phash"]).to_pylist()
     values: list[Any] = table.column(column).to_pylist() if column else [None] * len(rows)
@@ -241,9 +230,17 @@ def _distinct(table: pa.Table, options: Options, where: str) -> tuple[_Samples, 
             "`error` column says why each was quarantined"
         )
     if column and (nulls := sum(values[row] is None for row in ok)):
+        uris = table.column("uri").to_pylist()
+        first = next(uris[row] for row in ok if values[row] is None)
+        remedy = (
+            "set ingest.group to a regular expression whose first (..) captures the group from "
+            "each file's path below the source and run ingest again"
+            if column == "group"
+            else "fill it at the source"
+        )
         raise SplitError(
-            f"{where}: column {column!r} is empty in {nulls} of {len(ok)} ok rows, expected a "
-            f"value in each; fill it at the source, or set split.by to one of "
+            f"{where}: column {column!r} is empty in {nulls} of {len(ok)} ok rows (first: "
+            f"{first}), expected a value in each; {remedy}, or set split.by to one of "
             f"{', '.join(table.column_names)}"
         )
     if options.strategy == "stratified" and (
@@ -432,8 +429,3 @@ def _warnings(
 
 def _group_column(options: Options) -> str | None:
     return (options.by or "group") if options.strategy == "group" else None
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; the nearest is {close[0]!r}" if close else ""

@@ -16,7 +16,7 @@ from typing import Any
 from tarpon import TarponError
 
 from components.executor import ExecutorInputError, Task
-from components.loading import DeviceError, EmptySplitError, UnprovenDatasetError
+from components.loading import DeviceError, EmptySplitError, OneClassError, UnprovenDatasetError
 from components.manifest import ManifestError
 from components.store import Store, StoreError
 from components.tracking import TrackingError
@@ -33,6 +33,7 @@ EXPECTED = (
     ExecutorInputError,
     ManifestError,
     NonFiniteLossError,
+    OneClassError,
     SettingsError,
     StoreError,
     TarponError,

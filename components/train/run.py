@@ -102,8 +102,8 @@ def train(
         config: The whole pipeline config, kept with the run; None where there is none.
 
     Raises:
-        UnprovenDatasetError, EmptySplitError, DeviceError, SettingsError, UnknownModelError:
-            The training cannot begin.
+        OneClassError, UnprovenDatasetError, EmptySplitError, DeviceError, SettingsError,
+            UnknownModelError: The training cannot begin.
         NonFiniteLossError: The loss blew up; the run is FAILED.
         StopRequested: SIGTERM or Ctrl-C; a checkpoint is saved and the run is KILLED.
     """
@@ -122,9 +122,10 @@ def train(
         checkpoint_every_s=checkpoint_every_s,
     )
     version = manifest.read(dataset_url)
+    loading.require_classes(version)
     if not allow_unproven:
         loading.require_proof(version)
-    picked = loading.pick_device(settings.device, cuda=torch.cuda.is_available())
+    picked = loading.pick_device(settings.device, cuda=torch.cuda.device_count())
     key = training_key(settings, digest=version.digest, experiment=experiment)
     folder = local_path(output) / key
     Store(folder).check_writable()

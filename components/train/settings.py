@@ -26,7 +26,7 @@ class Settings:
         lr: Peak learning rate of AdamW, reached after the warm-up; a cosine takes it to zero.
         seed: Fixes the weights at the start, the order of the samples and their crops.
         model: `convnet`, or a name of torchvision.models.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
         weight_decay: AdamW's, on weight matrices and filters only.
         warmup_epochs: Epochs of linear warm-up; may be a fraction.
         label_smoothing: Share of the target spread over the other classes, 0 to below 1.

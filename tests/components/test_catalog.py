@@ -105,9 +105,9 @@ def test_a_table_of_another_shape_is_refused(tmp_path: Path) -> None:
         catalog.write(store, "d", wrong)
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "blüten"])
 def test_a_dataset_name_is_one_plain_folder_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(catalog.CatalogError, match="dataset name: found"):
+    with pytest.raises(catalog.CatalogError, match=r"data\.name=.*: expected ASCII letters"):
         catalog.write(Store(tmp_path), name, table(row("a")))
 
 

@@ -188,3 +188,23 @@ def test_kfp_gets_metrics_and_the_confusion_matrix(
     matrix = found["confusion"]["confusionMatrix"]
     assert [item["displayName"] for item in matrix["annotationSpecs"]] == blobs.CLASSES
     assert [row["row"] for row in matrix["rows"]] == report.confusion
+
+
+def test_a_failed_load_tells_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str) -> None:
+        raise mlflow.MlflowException("no answer from http://me:secret@host/api")
+
+    monkeypatch.setattr(mlflow.models, "get_model_info", refuse)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:secret@host")
+    with pytest.raises(mlflow_seam.TrackingError, match=r"from http://host .*http://host/api") as e:
+        run._load("models:/m-1")
+    assert "secret" not in str(e.value)
+
+
+def test_the_stores_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command.logging, "basicConfig", lambda **_: None)  # it outlives the test
+    words = ["--dataset", "s3://bucket/photos/v1", "--model-uri", "models:/m-1"]
+    assert command.main([*words, "--run-id", "r", "--output", "out"]) == 1
+    assert "s3:// stores are not supported yet" in capsys.readouterr().err

@@ -156,6 +156,45 @@ def test_every_cut_of_a_jpeg_is_noticed(tmp_path: Path) -> None:
         assert [keep for keep in range(0, len(data) - 2, 61) if reason(keep) is None] == []
 
 
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG with its last scan repeated; Pillow reads any number of them."""
+    data = picture(1, size=(120, 90), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def test_what_training_would_refuse_is_quarantined(go: Any) -> None:
+    with Image.open(io.BytesIO(many_scans(120))) as image:
+        image.load()
+    report = go({**GOOD, "cat/ok.jpg": many_scans(5), "cat/scans.jpg": many_scans(120)})
+    rows = rows_of(report)
+    assert rows["cat/ok.jpg"]["status"] == "ok"
+    assert rows["cat/scans.jpg"]["error"].startswith("not trainable: the loader refuses it (")
+    assert "scans" in rows["cat/scans.jpg"]["error"]
+
+
+def tiff(dtype: Any, seed: int, scale: float = 1.0) -> bytes:
+    pixels = np.random.default_rng(seed).random((40, 40)) * scale
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(dtype)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def test_pixels_that_8_bits_would_clip_are_quarantined(go: Any) -> None:
+    files = {"cat/f.tif": tiff(np.float32, 1), "cat/i.tif": tiff(np.int32, 2, 2**30)}
+    rows = rows_of(go({**GOOD, **files}))
+    for name, mode in (("cat/f.tif", "F"), ("cat/i.tif", "I")):
+        assert rows[name]["error"].startswith(f"unsupported pixel type: {mode}, whose values")
+
+
+def test_16_bit_greys_are_hashed_as_they_look(go: Any) -> None:
+    files = {f"cat/{seed}.tif": tiff(np.uint16, seed, 2**16) for seed in (1, 2)}
+    rows = rows_of(go({**GOOD, **files}))
+    assert {rows[name]["status"] for name in files} == {"ok"}
+    first, second = (rows[name]["phash"] for name in files)
+    assert (first ^ second).bit_count() > 12
+
+
 def test_too_many_pixels_are_not_decoded(go: Any) -> None:
     rows = rows_of(go({**GOOD, "cat/big.png": picture(7, "PNG", (400, 300))}, max_pixels=100_000))
     assert rows["cat/big.png"]["error"].startswith("too many pixels: 400x300 is 120,000, at most")
@@ -205,11 +244,11 @@ def test_the_same_bytes_in_two_classes_are_all_quarantined(go: Any) -> None:
     assert report.classes == {"cat": 1, "dog": 1}
 
 
-def test_other_files_are_counted_and_named_and_hidden_ones_skipped(go: Any) -> None:
+def test_other_and_hidden_files_are_counted_and_named(go: Any) -> None:
     extra = {"readme.txt": b"x", "cat/notes.csv": b"x", ".hidden.jpg": b"", ".git/x.jpg": b""}
     report = go({**GOOD, **extra})
-    assert report.ignored_files == ["cat/notes.csv", "readme.txt"]
-    assert (report.ignored, report.rows) == (2, 3)
+    assert report.ignored_files == [".git/", ".hidden.jpg", "cat/notes.csv", "readme.txt"]
+    assert (report.ignored, report.rows) == (4, 3)
 
 
 def test_an_image_outside_any_class_folder_is_quarantined(go: Any) -> None:
@@ -224,6 +263,12 @@ def test_the_class_is_the_parent_folder_at_any_depth(go: Any) -> None:
         {"2024/cat/a.jpg": picture(1), "2025/cat/a.jpg": picture(2), "dog/a.jpg": picture(3)}
     )
     assert report.classes == {"cat": 2, "dog": 1}
+
+
+def test_a_label_from_several_folders_is_named(go: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        go({"cat/2024/a.jpg": picture(1), "dog/2024/a.jpg": picture(2), "dog/b.jpg": picture(3)})
+    assert "class '2024' comes from 2 folders (cat/2024, dog/2024)" in caplog.text
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
@@ -285,8 +330,13 @@ def test_an_unwritable_store_fails_before_any_decoding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["workers", "max_pixels"])
 def test_numbers_out_of_range_are_named(go: Any, option: str) -> None:
-    with pytest.raises(IngestError, match=f"ingest.{option}: found 0, expected at least 1"):
+    with pytest.raises(IngestError, match=f"ingest.{option}=0: expected "):
         go(GOOD, **{option: 0})
+
+
+def test_more_pixels_than_training_decodes_are_not_let_in(go: Any) -> None:
+    with pytest.raises(IngestError, match="=178956971: expected 1 to 178956970, the most that"):
+        go(GOOD, max_pixels=178_956_971)
 
 
 def test_the_same_files_give_the_same_catalog_whatever_the_threads(go: Any, tmp_path: Path) -> None:
@@ -321,6 +371,40 @@ def test_unchanged_files_are_not_decoded_again(go: Any, monkeypatch: pytest.Monk
     assert fresh["cat/b.jpg"] != rows_of(first)["cat/b.jpg"]["sample_id"]
 
 
+def test_a_verdict_by_older_rules_is_not_taken_over(
+    go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert go(GOOD).reused == 0
+    monkeypatch.setattr("components.ingest.examine.RULES", 99)
+    assert go(GOOD).reused == 0
+    assert go(GOOD).reused == 0  # equal rows, so the older catalog stays
+
+
+def test_the_group_is_captured_from_the_path_and_changes_without_decoding(go: Any) -> None:
+    files = {"cat/tom-1.jpg": picture(1), "cat/tom-2.jpg": picture(2), "cat/x.jpg": picture(3)}
+    first = go(files, group=r"([^/]+)-\d+\.jpg$")
+    groups = {name: row["group"] for name, row in rows_of(first).items()}
+    assert groups == {"cat/tom-1.jpg": "tom", "cat/tom-2.jpg": "tom", "cat/x.jpg": None}
+
+    other = go(group=r"^(\w+)/.*")
+    assert other.reused == 3
+    assert other.catalog_id != first.catalog_id
+    assert {row["group"] for row in rows_of(other).values()} == {"cat"}
+
+    none = go()
+    assert none.reused == 3
+    assert {row["group"] for row in rows_of(none).values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [("(", "not a regular expression"), ("cat", r"found nothing in \(\.\.\), expected")],
+)
+def test_a_group_that_captures_nothing_is_refused(go: Any, group: str, message: str) -> None:
+    with pytest.raises(IngestError, match=rf"ingest\.group='.*': {message}"):
+        go(GOOD, group=group)
+
+
 def test_a_damaged_earlier_catalog_is_no_obstacle(
     go: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -344,14 +428,17 @@ def test_the_sample_photographs_quarantine_exactly_their_broken_files(tmp_path: 
         "truncated": made.extras["truncated"],
     }
     assert report.ok == 48 - 1 + made.extras["wrong extension"]
-    assert report.ignored_files == ["about.txt"]
+    assert report.ignored_files == [sample_photos.MARKER, "about.txt"]
 
 
 def test_the_command_prints_the_report_or_one_error_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = fill(tmp_path / "photos", GOOD)
-    assert command.main([source, "--root", str(tmp_path / "root"), "--name", "d"]) == 0
+    assert (
+        command.main([source, "--root", str(tmp_path / "root"), "--name", "d", "--group", "(.)"])
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["ok"] == 3
     assert command.main([str(tmp_path / "none"), "--root", str(tmp_path / "root")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
@@ -362,12 +449,13 @@ def test_the_component_maps_config_to_arguments_and_report_to_artifact(tmp_path:
     config = {
         "data": {"source": source, "name": "d", "version": None},
         "store": {"root": str(tmp_path / "root")},
-        "ingest": {"workers": None, "max_pixels": 1000000},
+        "ingest": {"workers": None, "max_pixels": 1000000, "group": "(cat|dog)"},
     }
     artifact = SimpleNamespace(path=str(tmp_path / "out" / "catalog"), metadata={})
     url = ingest_component.python_func(config=json.dumps(config), catalog=artifact)
     assert IngestReport.read(artifact.path).catalog_url == url
     assert artifact.metadata["classes.cat"] == 2
+    assert set(catalog.read(url)["group"].to_pylist()) == {"cat", "dog"}
 
 
 def test_the_component_compiles_without_pip(tmp_path: Path) -> None:

@@ -136,9 +136,13 @@ def test_the_digest_comes_from_the_run_when_not_given(
     assert register(client, url, 0.9, test_digest=None, **model).test_digest == OTHER
 
 
-def test_what_it_refuses(client: mlflow.MlflowClient, url: str) -> None:
-    with pytest.raises(mlflow_seam.TrackingError, match="m-none: not found in sqlite"):
-        register(client, url, 0.9, model_uri="models:/m-none")
+def test_what_it_refuses(
+    client: mlflow.MlflowClient, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:secret@x/db")
+        with pytest.raises(mlflow_seam.TrackingError, match="not found in postgresql://x/db, "):
+            register(client, url, 0.9, model_uri="models:/m-none")
     with pytest.raises(mlflow_seam.TrackingError, match=r"register.name='a/b': MLflow refuses it"):
         register(client, url, 0.9, name="a/b")
     assert register(client, url, 0.9, name="it's").name == "it's"

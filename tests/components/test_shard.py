@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,14 +11,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tarpon.fields import IMAGE_EXTENSIONS
 
-from components import IMAGE, catalog, manifest
+from components import IMAGE, catalog, loading, manifest
 from components.code import code_version
+from components.ingest import run as ingest
 from components.shard import __main__ as command
-from components.shard import component, run
+from components.shard import component, layout, run
 from components.shard.index import Entry, parse, render
 from components.shard.layout import RECORD, _cut
 from components.split import component as split_component
+from components.split import run as splitting
 from components.store import StoreError
 from tests.components import synthetic, versions
 
@@ -141,6 +145,12 @@ def test_index_round_trip_and_names_it_cannot_hold():
             parse(text.encode(), where="a.idx")
 
 
+@pytest.mark.parametrize("ext", sorted({*layout.EXTENSIONS.values()}))
+def test_training_reads_every_extension_that_pack_writes(ext):
+    assert ext in IMAGE_EXTENSIONS.split(";")
+    assert loading.IMAGE_EXTENSIONS is IMAGE_EXTENSIONS
+
+
 # --- again, and after a kill ---------------------------------------------------------------------
 
 
@@ -154,6 +164,55 @@ def test_twice_rewrites_nothing(tmp_path):
     assert sum(part.written for part in parts) == 0
     assert sum(part.skipped for part in parts) == made.shards
     assert len(list((tmp_path / "store/photos").iterdir())) == 2  # one version, and the catalogs
+
+
+def test_the_same_files_elsewhere_are_the_same_version(tmp_path):
+    synthetic.photos(tmp_path / "here/class0", 12)
+    synthetic.photos(tmp_path / "here/class1", 12, seed=1)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    root, made = str(tmp_path / "store"), []
+    for place in ("here", "there"):
+        seen = ingest.ingest(str(tmp_path / place), root=root, name="photos", workers=1)
+        halves = splitting.split(seen.catalog_url, root=root, name="photos")
+        made.append(run.shard(halves.catalog_url, root=root, name="photos"))
+        if place == "here":
+            before = versions.snapshot(made[0].dataset_url)
+    assert made[1] == made[0]
+    assert versions.snapshot(made[0].dataset_url) == before
+
+
+def test_the_version_follows_what_is_written(tmp_path):
+    rows = [row | {"split": "train"} for row in synthetic.photos(tmp_path / "source", 4)]
+
+    def version(**first):
+        url = versions.catalog_as_split(tmp_path, [rows[0] | first, *rows[1:]])
+        return versions.plan(tmp_path, url).version
+
+    same = version()
+    assert version(uri=rows[0]["uri"] + "2", source="/elsewhere") == same
+    changes = [{"split": "val"}, {"label": "other"}, {"group": "g"}, {"phash": 1}]
+    assert len({same, *(version(**change) for change in changes)}) == 5
+
+
+def test_a_damaged_manifest_is_written_anew(tmp_path):
+    report = versions.published(tmp_path)
+    path = Path(report.dataset_url) / "dataset.json"
+    whole = path.read_bytes()
+    for damage in (b"", whole[:100], b"[]", b'{"name": "photos"}', b"\xff"):
+        path.write_bytes(damage)
+        with pytest.raises(manifest.ManifestError, match="shard step"):
+            manifest.read(report.dataset_url)
+        assert versions.published(tmp_path) == report
+        assert path.read_bytes() == whole
+
+
+def test_a_damaged_manifest_lets_no_other_content_in(tmp_path):
+    report = versions.published(tmp_path, version="v1")
+    (Path(report.dataset_url) / "dataset.json").write_bytes(b"")
+    before = versions.snapshot(report.dataset_url)
+    with pytest.raises(run.ShardError, match=r"already published .* choose another data.version"):
+        versions.plan(tmp_path, versions.split_catalog(tmp_path, seed=99), version="v1")
+    assert versions.snapshot(report.dataset_url) == before
 
 
 KILLED = """
@@ -247,7 +306,9 @@ def test_a_source_that_changed_or_went_is_named(tmp_path):
     [
         ({"version": "a b"}, "data.version='a b'"),
         ({"version": "../up"}, "data.version='../up'"),
-        ({"version": "catalog"}, "not 'catalog'"),
+        ({"version": "catalog"}, "another name than catalog or checkpoints"),
+        ({"version": "checkpoints"}, "another name than catalog or checkpoints"),
+        ({"version": "ü"}, "expected ASCII letters"),
         ({"max_bytes": 100}, "shard.max_bytes=100: expected at least 10240"),
         ({"partitions": 0}, "shard.partitions=0"),
     ],

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from components import catalog
 from components.duplicates import clusters, near_pairs
 from components.manifest import SPLITS
+from components.rules import STRATEGIES
 from components.split import __main__ as command
 from components.split import run
 from components.split.assign import quotas_by_class
@@ -110,7 +111,7 @@ def build(drawn) -> list[dict[str, Any]]:
 
 
 @TIDY
-@given(drawn=ROWS, strategy=st.sampled_from(run.STRATEGIES), seed=st.integers(0, 3))
+@given(drawn=ROWS, strategy=st.sampled_from(STRATEGIES), seed=st.integers(0, 3))
 def test_nothing_is_lost_or_torn_apart(tmp_path, drawn, strategy, seed):
     rows = build(drawn)
     if all(row["status"] != catalog.OK for row in rows):
@@ -208,7 +209,7 @@ def test_near_duplicates_bridge_groups(tmp_path):
 # --- reproducible --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", run.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_same_rows_in_any_order_and_the_same_command_twice(tmp_path, strategy):
     rows = [synthetic.row(n, group=f"g{n % 17}", phash=n // 2) for n in range(120)]
     first, _ = split(tmp_path / "a", rows, strategy=strategy, near_duplicate_bits=0)
@@ -304,7 +305,8 @@ def test_a_group_column_that_random_ignores_is_mentioned(tmp_path):
         ({"near_duplicate_bits": 40}, "split.near_duplicate_bits=40"),
         ({"by": "group"}, "set split.strategy=group"),
         ({"strategy": "group", "by": "grup"}, "nearest is 'group'"),
-        ({"strategy": "group"}, "'group' is empty in 5 of 5 ok rows"),
+        ({"strategy": "group"}, "'group' is empty in 5 of 5 ok rows (first: /photos/0"),
+        ({"strategy": "group"}, "; set ingest.group to a regular expression"),
     ],
 )
 def test_options_that_cannot_be_met(tmp_path, options, message):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from components.store import STALE_TEMP_S, Store, StoreError, UnsupportedStoreError, split_url
+from components.store import (
+    STALE_TEMP_S,
+    Store,
+    StoreError,
+    UnsupportedStoreError,
+    split_url,
+    without_secrets,
+)
 
 
 def test_an_object_reads_back_and_is_listed(tmp_path: Path) -> None:
@@ -106,3 +114,34 @@ def test_names_that_leave_the_store_are_refused(tmp_path: Path, rel: str) -> Non
 def test_an_empty_root_is_refused() -> None:
     with pytest.raises(StoreError, match="expected a folder"):
         Store("")
+
+
+def test_a_full_disk_is_the_stores_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"/x: cannot be written \(No space left .* make room"):
+        Store(tmp_path).write_bytes("x", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_another_file_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), Store(tmp_path).open_temp("x"):
+        (tmp_path / "source").read_bytes()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:p@ss@host:5000/a", "http://host:5000/a"),
+        ("s3://bucket/key?Signature=x", "s3://bucket/key"),
+        ("no answer from http://u:x@host/a?b=c at all", "no answer from http://host/a at all"),
+        ("sqlite:////data/a@b.db", "sqlite:////data/a@b.db"),
+    ],
+)
+def test_secrets_do_not_get_into_messages(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown

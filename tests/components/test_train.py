@@ -284,6 +284,12 @@ def test_an_unproven_dataset_is_taken_when_asked_for_by_name(tracking: str, tmp_
     assert report.val_accuracy is None  # nothing to validate on, and it says so
 
 
+def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
+    url = blobs.publish(tmp_path, classes=["red"])
+    with pytest.raises(loading.OneClassError, match=r"found the classes \['red'\], expected at"):
+        run.train(url, output=str(tmp_path / "out"), **SETTINGS)
+
+
 def test_too_few_samples_for_a_batch(tracking: str, tmp_path: Path) -> None:
     url = blobs.publish(tmp_path, train=7)
     with pytest.raises(loading.EmptySplitError, match="the train split has 7 samples"):
@@ -328,7 +334,10 @@ def test_the_device() -> None:
     assert loading.pick_device("cpu", cuda=True) == "cpu"
     with pytest.raises(loading.DeviceError, match="torch sees no CUDA device; use"):
         loading.pick_device("cuda", cuda=False)
-    with pytest.raises(loading.DeviceError, match="'tpu': expected auto, cpu or cuda"):
+    assert loading.pick_device("cuda:1", cuda=2) == "cuda:1"
+    with pytest.raises(loading.DeviceError, match="'cuda:2': torch sees 2 CUDA devices; use"):
+        loading.pick_device("cuda:2", cuda=2)
+    with pytest.raises(loading.DeviceError, match="'tpu': expected auto, cpu, cuda or cuda:<n>"):
         loading.pick_device("tpu", cuda=False)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from components import manifest
 from components.manifest import ManifestError
+from components.shard import __main__ as command
 from components.shard import run
 from components.split import run as split
 from tests.components import synthetic, versions
@@ -260,3 +261,34 @@ def test_labels_and_class_indices_must_agree(tmp_path, monkeypatch):
     url = versions.sealed(tmp_path, versions.split_catalog(tmp_path))
     with pytest.raises(run.ShardError, match=r"class index 7 and label .* expected \d of 3"):
         run.verify(url)
+
+
+# --- the proof of a published version ------------------------------------------------------------
+
+
+def test_a_published_versions_proof_never_gets_weaker(tmp_path, capsys):
+    report = versions.published(tmp_path)
+    assert manifest.read(report.dataset_url).leakage == {"near_duplicate_bits": 4}
+    proof = Path(report.dataset_url) / "leakage.json"
+    before = proof.read_bytes()
+    for bits in (0, 3, None):
+        assert run.verify(report.dataset_url, near_duplicate_bits=bits).near_duplicate_bits == 4
+    assert command.main(["--verify", report.dataset_url, "--near-duplicate-bits", "0"]) == 1
+    assert "was published on a proof with 4, expected at least that" in capsys.readouterr().err
+    assert command.main(["--verify", report.dataset_url]) == 0
+    assert proof.read_bytes() == before
+
+
+def test_by_default_a_version_is_checked_as_it_was_published(tmp_path):
+    url = versions.sealed(tmp_path, versions.split_catalog(tmp_path))
+    run.verify(url, near_duplicate_bits=None)
+    run.publish(url, config={"split": {"near_duplicate_bits": None}})
+    assert command.main(["--verify", url]) == 0
+    assert json.loads((Path(url) / "leakage.json").read_text())["near_duplicate_bits"] is None
+
+
+def test_a_stronger_proof_than_asked_for_is_enough(tmp_path):
+    url = versions.sealed(tmp_path, versions.split_catalog(tmp_path))
+    run.verify(url, near_duplicate_bits=4)
+    run.publish(url, config={"split": {"near_duplicate_bits": 2}})
+    assert manifest.read(url).leakage == {"near_duplicate_bits": 4}
