@@ -20,7 +20,7 @@ RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE}
 # `dali-cuda13` for drivers of CUDA 13; `pipelines` alone for a cluster without GPUs.
-ARG EXTRAS=s3,dali-cuda12,pipelines
+ARG EXTRAS=s3,dali-cuda12,pipelines,vision
 ARG PIP_EXTRA_INDEX_URL
 # Debian's security updates are wanted, so versions are left to the release.
 # hadolint ignore=DL3008

@@ -32,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = Terminal()
     try:
         if options.help:
-            print(usage.text(compose.compose_node()))
+            print(usage.text(compose.printable(compose.compose_node())))
             return 0
         node = compose.compose_node(overrides)
         if options.cfg:
             compose.freeze(node)
-            print(OmegaConf.to_yaml(node, resolve=True), end="")
+            print(OmegaConf.to_yaml(compose.printable(node), resolve=True), end="")
             return 0
         config = compose.freeze(node)
         if config.action == "compile":
@@ -103,9 +103,7 @@ def _run(config: Config, overrides: Sequence[str], terminal: Terminal) -> int:
         )
     config = environment.localise(config, Path.cwd())
     folder = _run_folder(config)
-    (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
-    typed = [item for item in overrides if not item.startswith(environment.ADDRESS_KEYS)]
-    (folder / "overrides.txt").write_text("".join(f"{item}\n" for item in typed))
+    _save(folder, config, overrides)
     from pipelines import image_training  # kfp: slow to import, and not needed to say no
 
     with terminal:
@@ -116,6 +114,13 @@ def _run(config: Config, overrides: Sequence[str], terminal: Terminal) -> int:
     for line in summarise(results, config, folder):
         print(line)
     return 0
+
+
+def _save(folder: Path, config: Config, overrides: Sequence[str]) -> None:
+    (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
+    lines = "".join(f"{item}\n" for item in environment.storable(overrides))
+    # file names are any bytes, which Python carries as surrogates
+    (folder / "overrides.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
 
 
 def _run_folder(config: Config) -> Path:

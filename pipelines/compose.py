@@ -6,6 +6,7 @@ folder, no change of directory, no logging set up behind the caller's back.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from components.store import without_secrets
 from pipelines.config import Config, ConfigError, key_types, register_schema
+from pipelines.environment import ADDRESS_KEYS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 """The tree of groups; it travels with the code, in a clone and in the image."""
@@ -50,8 +53,14 @@ def compose_node(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _quoted(override: str) -> str:
-    """Take a value that Hydra's grammar cannot read as plain text: ``~/my photos (2)``, ``a=b``."""
+    """Take text as it was typed, and so any value that Hydra's grammar cannot read.
+
+    ``~/my photos (2)`` and ``([^/]+)-\\d+`` would be errors, ``x\\(1`` another text.
+    """
     key, equals, value = override.partition("=")
+    if key_types().get(key.lstrip("+")) in (str, str | None):
+        as_meant = value in ("", "null") or (len(value) > 1 and value[0] == value[-1] in "'\"")
+        return override if as_meant else _as_text(key, value)
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
     except OverrideParseException:
@@ -60,7 +69,14 @@ def _quoted(override: str) -> str:
         readable = not parsed.is_sweep_override()  # `a,b` would mean two runs
     if readable or not equals or not key:
         return override
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return _as_text(key, value)
+
+
+def _as_text(key: str, value: str) -> str:
+    """An override in quotes; there a backslash only means something before a quote."""
+    escaped = re.sub(
+        r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value
+    )
     return f"{key}='{escaped}'"
 
 
@@ -72,6 +88,16 @@ def freeze(node: DictConfig) -> Config:
         raise ConfigError(f"configuration: {_first_line(error)}; {_ADVICE}") from error
     assert isinstance(config, Config)
     return config
+
+
+def printable(node: DictConfig) -> DictConfig:
+    """A copy for a person to read: addresses without their users, passwords and queries."""
+    shown = copy.deepcopy(node)
+    for key in ADDRESS_KEYS:
+        address = OmegaConf.select(shown, key)
+        if isinstance(address, str):
+            OmegaConf.update(shown, key, without_secrets(address))
+    return shown
 
 
 def _unknown_keys(node: DictConfig) -> list[str]:

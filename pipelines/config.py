@@ -9,23 +9,32 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from components import rules
+from components.store import without_secrets
+from components.train.settings import Settings
+
 STEPS = ("ingest", "profile", "split", "shard", "train", "evaluate", "register")
 """The steps of the pipeline, in the order in which ``until`` counts them."""
 
 ACTIONS = ("run", "compile")
 PLANNED_ACTIONS = ("submit", "schedule", "sweep")
-STRATEGIES = ("random", "stratified", "group")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class ConfigError(ValueError):
-    """A setting is unknown, of the wrong type or out of its range; the text says which and why."""
+    """A setting is unknown, of the wrong type or out of its range; the text says which and why.
+
+    The text never holds a secret: passwords and queries are cut from every address in it.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
 
 
 def _key(meaning: str, *, example: str | None = None) -> Any:
@@ -38,12 +47,20 @@ def _check(holds: bool, where: str, value: object, expected: str, advice: str) -
         raise ConfigError(f"{where}={value!r}: expected {expected}; {advice}")
 
 
-def _check_plain_name(where: str, value: str | None) -> None:
-    """Names become folders, run names and model names, so they hold no separators."""
-    good = value is None or (
-        value != "" and all(c.isalnum() or c in "-_." for c in value) and value[0].isalnum()
-    )
-    _check(good, where, value, "letters, digits, '-', '_' and '.'", "choose a plainer name")
+def _obey(rule: Callable[..., None], value: object, where: str | None = None) -> None:
+    """Apply the rule that the step itself applies; ``where`` defaults to the rule's own key."""
+    try:
+        rule(value) if where is None else rule(value, where=where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_no_secrets(where: str, address: str | None) -> None:
+    if address and "://" in address and without_secrets(address) != address:
+        raise ConfigError(
+            f"{where}: it carries credentials (a user, a password or a query), expected a plain "
+            "address, since every run saves it; give credentials as environment"
+        )
 
 
 def _check_at_least(where: str, value: float | None, least: float) -> None:
@@ -65,8 +82,10 @@ class Data:
     )
 
     def __post_init__(self) -> None:
-        _check_plain_name("data.name", self.name)
-        _check_plain_name("data.version", self.version)
+        _obey(rules.check_name, self.name)
+        if self.version is not None:
+            _obey(rules.check_version, self.version)
+        _check_no_secrets("data.source", self.source)
         _check(self.source != "", "data.source", self.source, "a folder", "name one")
 
 
@@ -81,6 +100,7 @@ class Store:
     )
 
     def __post_init__(self) -> None:
+        _check_no_secrets("store.root", self.root)
         _check(self.root != "", "store.root", self.root, "a folder", "name one")
 
 
@@ -90,10 +110,16 @@ class Ingest:
 
     workers: int | None = _key("threads that read and decode; null means one per core")
     max_pixels: int = _key("larger images are quarantined as decompression bombs")
+    group: str | None = _key(
+        "regular expression searched in each file's path below data.source, whose first (..) is "
+        "the group that split=group keeps on one side; null: no groups",
+        example=r"([^/]+)-\d+\.jpg$",
+    )
 
     def __post_init__(self) -> None:
         _check_at_least("ingest.workers", self.workers, 1)
-        _check_at_least("ingest.max_pixels", self.max_pixels, 1)
+        _obey(rules.check_max_pixels, self.max_pixels)
+        _obey(rules.check_group, self.group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,26 +135,9 @@ class Split:
     )
 
     def __post_init__(self) -> None:
-        _check(
-            self.strategy in STRATEGIES,
-            "split.strategy",
-            self.strategy,
-            f"one of {', '.join(STRATEGIES)}",
-            "other strategies are not supported yet",
-        )
-        good = (
-            len(self.fractions) == 3
-            and all(0 <= share <= 1 for share in self.fractions)
-            and self.fractions[0] > 0
-            and math.isclose(sum(self.fractions), 1, abs_tol=1e-6)
-        )
-        _check(
-            good,
-            "split.fractions",
-            list(self.fractions),
-            "three shares (train, val, test) that sum to 1, the first above 0",
-            "write for example split.fractions=[.8,.1,.1]",
-        )
+        _obey(rules.check_strategy, self.strategy)
+        _obey(rules.check_fractions, self.fractions)
+        _obey(rules.check_bits, self.near_duplicate_bits)
         _check(
             self.by is None or self.strategy == "group",
             "split.by",
@@ -146,7 +155,7 @@ class Shard:
     partitions: int = _key("packing jobs that run side by side")
 
     def __post_init__(self) -> None:
-        _check_at_least("shard.max_bytes", self.max_bytes, 1)
+        _obey(rules.check_max_bytes, self.max_bytes)
         _check_at_least("shard.partitions", self.partitions, 1)
 
 
@@ -160,7 +169,7 @@ class Train:
     lr: float = _key("peak learning rate of AdamW", example="3e-3")
     seed: int = _key("fixes weights, order and augmentation")
     model: str = _key("convnet, or a name of torchvision.models where that is installed")
-    device: str = _key("auto (a GPU when there is one), cpu or cuda")
+    device: str = _key("auto (a GPU when there is one), cpu, cuda or cuda:<n>")
     weight_decay: float = _key("AdamW's weight decay")
     warmup_epochs: float = _key("epochs over which the learning rate rises to its peak")
     label_smoothing: float = _key("share of the target spread over all classes")
@@ -170,18 +179,14 @@ class Train:
     fresh: bool = _key("start over where a finished or interrupted training could go on")
 
     def __post_init__(self) -> None:
-        _check_at_least("train.epochs", self.epochs, 1)
-        _check_at_least("train.batch_size", self.batch_size, 1)
-        _check_at_least("train.image_size", self.image_size, 16)
-        _check(0 < self.lr < math.inf, "train.lr", self.lr, "a number above 0", "try 3e-3")
-        known = self.device in DEVICES or self.device.startswith("cuda:")
-        _check(known, "train.device", self.device, "auto, cpu, cuda or cuda:<n>", "use auto")
-        _check_at_least("train.weight_decay", self.weight_decay, 0)
-        _check_at_least("train.warmup_epochs", self.warmup_epochs, 0)
-        smooth = self.label_smoothing
-        _check(0 <= smooth < 1, "train.label_smoothing", smooth, "0 <= x < 1", "try 0.05")
-        _check_at_least("train.threads", self.threads, 1)
-        _check_at_least("train.checkpoint_every_s", self.checkpoint_every_s, 1)
+        for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_every_s"):
+            value = getattr(self, name)
+            _check(math.isfinite(value), f"train.{name}", value, "a finite number", "lower it")
+        _obey(rules.check_device, self.device)
+        try:
+            Settings(**{item.name: getattr(self, item.name) for item in fields(Settings)})
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +208,8 @@ class Register:
     margin: float = _key("test accuracy by which the champion must be beaten")
 
     def __post_init__(self) -> None:
-        _check_plain_name("register.name", self.name)
+        if self.name is not None:
+            _obey(rules.check_name, self.name, "register.name")
         least = self.min_accuracy
         _check(0 <= least <= 1, "register.min_accuracy", least, "0 to 1", "it is a share")
         _check(0 <= self.margin <= 1, "register.margin", self.margin, "0 to 1", "it is a share")
@@ -305,10 +311,21 @@ class Config:
                 f"until={self.until!r}: data.version={self.data.version!r} skips every step up to "
                 "shard, so nothing is left to run; drop one of the two"
             )
+        self._check_groups()
         if self.action == "compile" and not self.output:
             raise ConfigError(
                 f"output={self.output!r}: action=compile needs a file to write; "
                 "add for example output=pipeline.yaml"
+            )
+
+    def _check_groups(self) -> None:
+        """Say at once what split would only find out when ingest has read every image."""
+        wanted = self.split.strategy == "group" and self.split.by in (None, "group")
+        if wanted and self.ingest.group is None and self.includes("split"):
+            raise ConfigError(
+                "ingest.group=None: split.strategy='group' keeps groups together, expected a "
+                "regular expression whose first (..) captures the group from each file's path; "
+                r"add for example 'ingest.group=([^/]+)-\d+\.jpg$'"
             )
 
     def includes(self, step: str) -> bool:

@@ -7,16 +7,32 @@ neither in the JSON that the steps get nor in the manifest of a dataset.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from components.store import without_secrets
 from pipelines.config import Config, ConfigError
 
 MLFLOW = "MLFLOW_TRACKING_URI"
 S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
 ADDRESS_KEYS = ("mlflow.uri", "store.endpoint")
 """The keys that are kept out of everything a run saves."""
+
+
+def storable(overrides: Iterable[str]) -> list[str]:
+    """The overrides of a command as a run may save them: no addresses, and no secrets in others.
+
+    Every way to set an address goes: ``+mlflow.uri=..``, and ``mlflow={uri: ..}`` too.
+    """
+    sections = {key.partition(".")[0] for key in ADDRESS_KEYS}
+    kept: list[str] = []
+    for override in overrides:
+        name, _, value = override.strip().lstrip("+~").partition("=")
+        key = name.partition("@")[0].strip()
+        if key not in ADDRESS_KEYS and (key not in sections or value.strip().isidentifier()):
+            kept.append(without_secrets(override))
+    return kept
 
 
 def localise(config: Config, folder: Path) -> Config:
@@ -51,16 +67,16 @@ def for_pods(config: Config) -> PodEnvironment:
     """The variables for compiled tasks: none that only mean something on this machine.
 
     Raises:
-        ConfigError: An address carries a user or a password, which would end up in the YAML.
+        ConfigError: An address carries a user, a password or a query, which would be in the YAML.
     """
     notes: list[str] = []
     uri = config.mlflow.uri
     for key, address in zip(ADDRESS_KEYS, (uri, config.store.endpoint), strict=True):
-        if address and "@" in urlsplit(address).netloc:
+        if address and without_secrets(address) != address:
             raise ConfigError(
-                f"{key}: it carries a user or password, expected a plain address, since compiled "
-                "pipelines are readable by everybody; put the credentials in a secret and name "
-                "it in pod.<profile>.secrets"
+                f"{key}: it carries credentials (a user, a password or a query), expected a plain "
+                "address, since compiled pipelines are readable by everybody; put them in a "
+                "secret and name it in pod.<profile>.secrets"
             )
     if uri and not uri.startswith(("http://", "https://", "databricks")):
         notes.append(

@@ -24,6 +24,8 @@ from typing import Any, Protocol
 from kfp import local
 from kfp.local import executor_input_utils, logging_utils, subprocess_task_handler
 
+from components.store import without_secrets
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 """Where `components` and `pipelines` are importable from; steps are started with it on the path."""
 
@@ -178,14 +180,14 @@ class LocalRun:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=env,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 bufsize=1,
             ) as process,
         ):
             assert process.stdout is not None
             try:
-                for line in process.stdout:
+                for line in map(without_secrets, process.stdout):  # a library's too
                     file.write(line)
                     file.flush()
                     self.watcher.said(name, line.rstrip())
@@ -201,7 +203,8 @@ class LocalRun:
             name: os.pathsep.join(filter(None, (str(first), os.environ.get(name))))
             for name, first in paths.items()
         }
-        return {**os.environ, **found, "PYTHONUNBUFFERED": "1", **self.environment, **task}
+        python = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+        return {**os.environ, **found, **python, **self.environment, **task}
 
 
 def reason_in(log: Path) -> str:

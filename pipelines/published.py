@@ -28,7 +28,7 @@ def published(config: str, dataset: dsl.Output[dsl.Dataset]) -> str:
         "classes": found.classes,
     }
     Path(dataset.path).parent.mkdir(parents=True, exist_ok=True)
-    Path(dataset.path).write_text(json.dumps(pointer))
+    Path(dataset.path).write_text(json.dumps(pointer), encoding="utf-8")
     counts = {f"samples.{name}": info.samples for name, info in found.splits.items()}
     dataset.metadata.update({"version": found.version, "digest": found.digest} | counts)
     return found.url

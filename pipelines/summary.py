@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.store import without_secrets
 from pipelines.config import Config
 from pipelines.local import StepResult
 
@@ -21,6 +23,7 @@ def summarise(results: Sequence[StepResult], config: Config, folder: Path) -> li
         *_data_lines(reports),
         *_profile_line(results),
         *_model_lines(reports, config),
+        *_next_line(reports, config),
         f"logs {folder / 'logs'}",
     ]
 
@@ -70,21 +73,44 @@ def _model_lines(reports: Mapping[str, Mapping[str, Any]], config: Config) -> It
         yield mlflow_line(config.mlflow.uri)
 
 
+def _next_line(reports: Mapping[str, Mapping[str, Any]], config: Config) -> Iterator[str]:
+    """After a dataset without a model: the command that trains on it, from this same folder."""
+    dataset = reports.get("seal")
+    if dataset is None or "train" in reports:
+        return
+    root = os.path.relpath(config.store.root)
+    chosen = {
+        "data.version": dataset["version"],
+        "data.name": config.data.name,
+        "store.root": root if not root.startswith("..") else config.store.root,
+    }
+    words = [f"{key}={value}" for key, value in chosen.items()]
+    yield f"train on it with: {_command('python')} -m pipelines {shlex.join(words)}"
+
+
 def mlflow_line(uri: str | None) -> str:
     """How to look at the run: a command for a database, the address of a server."""
-    if uri is None or uri.startswith(("http://", "https://")):
-        return f"MLflow {uri or 'at its default address'}"
-    return f"open MLflow with: {_mlflow_command()} ui --backend-store-uri {uri}"
+    if uri is None:
+        return "MLflow at its default address"
+    shown = without_secrets(uri)
+    hidden = "" if shown == uri else "  (with the credentials, which are not shown)"
+    if uri.startswith(("http://", "https://")):
+        return f"MLflow {shown}"
+    command = f"{_command('mlflow')} ui --backend-store-uri {shlex.quote(shown)}"
+    return f"open MLflow with: {command}{hidden}"
 
 
-def _mlflow_command() -> str:
-    """The `mlflow` of this interpreter, as short as this shell can be told it."""
-    beside = Path(sys.executable).parent / "mlflow"
-    found = shutil.which("mlflow")
-    if not beside.exists() or (found and os.path.samefile(found, beside)):
-        return "mlflow"
-    below = beside.is_relative_to(Path.cwd())
-    return str(beside.relative_to(Path.cwd()) if below else beside)
+def _command(name: str) -> str:
+    """A command of this interpreter, as short as the shell can be told it in this folder."""
+    bin_folder = Path(sys.executable).parent
+    found = shutil.which(name)
+    if not (bin_folder / name).exists() or (
+        found and os.path.samefile(Path(found).parent, bin_folder)
+    ):
+        return name
+    here = Path.cwd()
+    short = bin_folder.relative_to(here) if bin_folder.is_relative_to(here) else bin_folder
+    return shlex.quote(str(short / name))
 
 
 def _in_order(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipelines.compose import groups
 from pipelines.config import Config, PodProfile
 
-USAGE = """\
+USAGE = r"""
 usage: python -m pipelines [--cfg job] [action=run|compile] [key=value ...] [group=option ...]
 
 Turns a folder of images into a registered model: ingest, profile, split, shard, train, evaluate,
@@ -19,12 +20,12 @@ register. A local run goes through the same graph as the cluster.
   python -m pipelines data.source=photos                     everything, on this machine
   python -m pipelines data.source=photos until=shard         up to a published, checked dataset
   python -m pipelines data.version=v0a1b2c3d4e5f train.lr=1e-3   train on a published version
-  python -m pipelines data.source=photos split=group split.by=camera
+  python -m pipelines data.source=photos split=group 'ingest.group=([^/]+)-\d+\.jpg$'
   python -m pipelines action=compile output=pipeline.yaml mlflow=cluster
   python -m pipelines --cfg job data.source=photos           print the settings, run nothing
 
 TARPON_IMAGE=registry/tarpon@sha256:... in the environment names the image of compiled steps.
-"""
+""".lstrip()
 
 _KEY_WIDTH = 30
 
@@ -65,5 +66,6 @@ def _line(key: str, value: Any, metadata: Any, *, known: bool = False) -> str:
     if known:
         default = "(null) " if value is None else f"({value}) "
     example = metadata.get("example")
-    suffix = f"; for example {key}={example}" if example and value is None else ""
+    example = shlex.quote(f"{key}={example}") if example and value is None else ""
+    suffix = f"; for example {example}" if example else ""
     return f"  {key:<{_KEY_WIDTH}} {default}{metadata['meaning']}{suffix}"

@@ -6,9 +6,12 @@ import dataclasses
 import inspect
 import re
 import shutil
+import tomllib
 
 import pytest
 
+from components.ingest import run as ingest_run
+from components.shard import plan
 from components.split import run as split_run
 from components.train import run as train_run
 from components.train.settings import Settings
@@ -26,6 +29,8 @@ KEPT_KEYS = [
 # Arguments of train() that are no part of what decides its result.
 ONCE = {"allow_unproven", "fresh"}
 
+ROOT = CONFIGS.parent
+
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 
 
@@ -38,7 +43,8 @@ def test_keys_that_people_type_exist(key: str) -> None:
     ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("pod", "local")]
 )
 def test_every_option_composes(group: str, option: str) -> None:
-    assert isinstance(load([f"{group}={option}"]), Config)
+    needed = ["ingest.group=(.)-"] if (group, option) == ("split", "group") else []
+    assert isinstance(load([f"{group}={option}", *needed]), Config)
 
 
 @pytest.mark.parametrize("option", groups()["pod"])
@@ -100,6 +106,26 @@ def test_settings_of_a_step_are_the_keys_of_its_section() -> None:
     assert section("train") == settings | ONCE
     assert set(inspect.signature(train_run.train).parameters) >= section("train")
     assert section("split") <= set(inspect.signature(split_run.split).parameters)
+    arguments = set(inspect.signature(ingest_run.ingest).parameters)
+    assert section("ingest") == arguments - {"source", "root", "name"}
+    assert section("shard") <= set(inspect.signature(plan.plan).parameters)
+
+
+MODELS = [
+    load([f"{group}={option}"]).train.model
+    for group in ("train", "experiment")
+    for option in groups()[group]
+]
+
+
+@pytest.mark.parametrize("model", sorted(set(MODELS)))
+def test_every_model_that_a_file_names_can_be_built_in_the_image(model: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (chosen,) = re.findall(r"^ARG EXTRAS=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    installed = [
+        package for extra in chosen.split(",") for package in extras["optional-dependencies"][extra]
+    ]
+    assert model == "convnet" or any(re.match(r"torchvision\b", name) for name in installed)
 
 
 def test_defaults_by_hand_and_by_config_are_the_same() -> None:

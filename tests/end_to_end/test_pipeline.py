@@ -17,7 +17,10 @@ import pytest
 from components.ingest import sample_photos
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERRIDES = ["train.epochs=2", "train.image_size=32", "train.batch_size=16", "shard.partitions=2"]
+OVERRIDES = ["train.epochs=10", "train.image_size=32", "train.batch_size=16", "shard.partitions=2"]
+BAR = 0.8
+"""Test accuracy on 20 photographs. Five seeds reach 0.90 to 1.00, with 6 epochs 0.85 to 0.95; five
+that cannot learn (lr=1e-9) reach 0.10 to 0.20."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,7 +93,7 @@ def check_summary(first: Ran) -> None:
     sides = dict(part.split() for part in first.value("split").split(", "))
     assert set(sides) == {"train", "val", "test"}
     assert int(first.value("shards")) >= 3
-    assert 0 <= float(first.value("test accuracy")) <= 1
+    assert BAR <= float(first.value("test accuracy")) <= 1
     assert re.fullmatch(r"photos version 1 \(champion\)", first.value("model"))
     assert Path(first.value("profile report")).read_text().lower().startswith("<!doctype html")
     version = Path(first.value("dataset"))
@@ -121,13 +124,13 @@ def check_run(client: mlflow.MlflowClient, second: Ran) -> str:
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
-    assert found.data.params["train.epochs"] == "2"
+    assert found.data.params["train.epochs"] == "10"
     digests = {item.dataset.digest for item in found.inputs.dataset_inputs}
     assert digests == {second.value("digest")[:36]}
     contexts = {tag.value for item in found.inputs.dataset_inputs for tag in item.tags}
     assert {"training", "validation", "testing"} <= contexts
     history = client.get_metric_history(found.info.run_id, "val/accuracy")
-    assert len(history) == 2
+    assert len(history) == 10
     run_id: str = found.info.run_id
     return run_id
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipelines import usage
 from pipelines.cli import main
+from pipelines.compose import load
 from pipelines.config import key_types
 
 
@@ -30,6 +36,72 @@ def test_cfg_prints_the_settings_and_runs_nothing(
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["train"]["epochs"] == 3
     assert list(tmp_path.iterdir()) == []
+
+
+SECRET = "http://bob:hunter2@host/?sig=hunter2"
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "job", f"++mlflow.uri={SECRET}"], ["--help"]])
+def test_no_password_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", SECRET)
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "http://host/" in shown
+    assert "hunter2" not in shown
+
+
+def test_no_password_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    given = ["data.source=empty", "until=ingest", "train.lr=1e-3"]
+    assert main([*given, f"++mlflow.uri={SECRET}", f"+store.endpoint={SECRET}"]) == 1
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"overrides.txt", "config.json", "ingest.log", "runner.log"} <= {f.name for f in files}
+    assert [file for file in files if b"hunter2" in file.read_bytes()] == []
+    (saved,) = tmp_path.rglob("overrides.txt")
+    assert saved.read_text().split() == given
+    assert "hunter2" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_groups_in_file_names_stay_on_one_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve cameras of five photographs, by the example of the help page, as a shell reads it."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(17)
+    for number in range(60):
+        folder = tmp_path / "photos" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"cam{number % 12:02d}-{number}.jpg")
+    (example,) = [line for line in usage.USAGE.splitlines() if "split=group" in line]
+    words = shlex.split(example)
+    assert words[:3] == ["python", "-m", "pipelines"]
+    assert main([*words[3:], "until=shard"]) == 0, capsys.readouterr().err
+    lines = capsys.readouterr().out.splitlines()
+    (version,) = [Path(line.split()[1]) for line in lines if line.startswith("dataset ")]
+    proof = json.loads((version / "leakage.json").read_text())
+    assert proof["ok"] is True
+    sides: dict[str, set[str]] = {}
+    for shard in version.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    group = json.load(tar.extractfile(member))["group"]
+                    sides.setdefault(group, set()).add(shard.name.partition("-")[0])
+    assert sorted(sides) == [f"cam{number:02d}" for number in range(12)]
+    assert {len(found) for found in sides.values()} == {1}
+    assert set.union(*sides.values()) == {"train", "val", "test"}
+    (command,) = [line for line in lines if line.startswith("train on it with: ")]
+    again = shlex.split(command.partition(": ")[2])[3:]
+    assert load(again).data.version == version.name
+    assert Path(load(again).store.root, "photos", version.name).is_dir()
 
 
 def test_compile_writes_the_file_and_says_what_pods_will_miss(

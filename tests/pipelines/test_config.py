@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from pipelines.compose import load, nearest
+from components import catalog, loading
+from components.ingest.run import ingest
+from components.shard.plan import plan
+from components.split.run import Options as SplitOptions
+from components.train.settings import Settings
+from pipelines.compose import _quoted, load, nearest
 from pipelines.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -62,13 +76,24 @@ def test_wrong_type_says_what_is_expected(override: str, message: str) -> None:
     [
         (["split.fractions=[.8,.1]"], "three shares"),
         (["split.fractions=[.8,.1,.2]"], "sum to 1"),
-        (["split.fractions=[0,.5,.5]"], "the first above 0"),
+        (["split.fractions=[0,.5,.5]"], "train above 0"),
         (["split.strategy=stratifed"], "one of random, stratified, group"),
         (["split.by=camera"], "set split.strategy=group"),
+        (["split.near_duplicate_bits=40"], "expected 0 to 12 differing bits"),
+        (["split=group"], "ingest.group=None: split.strategy='group' keeps groups together"),
+        (["ingest.group=["], "ingest.group='[': not a regular expression"),
+        (["ingest.group=cam"], "found nothing in (..)"),
+        (["ingest.max_pixels=999999999"], "the most that training decodes"),
+        (["shard.max_bytes=1"], "the smallest tar there is"),
+        (["data.name=blümen"], "expected ASCII letters"),
+        (["data.version=catalog"], "expected another name than catalog"),
+        (["register.name=a/b"], "register.name='a/b': expected ASCII letters"),
+        (["train.lr=inf"], "train.lr=inf: expected a finite number"),
+        (["train.device=cuda:x"], "auto, cpu, cuda"),
         (["until=shards"], "a step: ingest, profile"),
         (["data.version=v1", "until=split"], "nothing is left to run"),
         (["data.name=a/b"], "choose a plainer name"),
-        (["train.epochs=0"], "train.epochs=0: expected at least 1"),
+        (["train.epochs=0"], "train.epochs=0: expected a whole number of at least 1"),
         (["train.lr=0"], "train.lr=0.0: expected a number above 0"),
         (["train.device=gpu"], "auto, cpu, cuda"),
         (["register.min_accuracy=93"], "0 to 1"),
@@ -93,6 +118,103 @@ def test_impossible_values_say_what_to_do(overrides: list[str], message: str) ->
 )
 def test_paths_are_taken_as_they_are_typed(path: str) -> None:
     assert load([f"data.source={path}"]).data.source == path
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"([^/]+)-\d+\.jpg$", r"(\w+)_", "^(a|b)", r"x\(1\)(.)", "(a){2,3}"]
+)
+def test_regular_expressions_are_taken_as_they_are_typed(pattern: str) -> None:
+    assert load([f"ingest.group={pattern}"]).ingest.group == pattern
+    assert load([f"+ingest.group={pattern}"]).ingest.group == pattern
+
+
+@given(st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S", "Zs")), min_size=1))
+def test_any_text_is_taken_as_it_is_typed(text: str) -> None:
+    """But for what has a meaning: null, quotes around all of it, and OmegaConf's ``${..}``."""
+    assume(text != "null" and not (len(text) > 1 and text[0] == text[-1] in "'\""))
+    (parsed,) = OverridesParser.create().parse_overrides([_quoted(f"data.source={text}")])
+    assert parsed.value() == text
+
+
+def test_text_can_still_be_quoted_unset_or_taken_from_the_shell(monkeypatch) -> None:
+    monkeypatch.setenv("WHERE", "here")
+    assert load(["data.source='a b'"]).data.source == "a b"
+    assert load(["data.source=null"]).data.source is None
+    assert load(["data.source=${oc.env:WHERE}/x"]).data.source == "here/x"
+
+
+@pytest.mark.parametrize("key", ["data.source", "store.root"])
+@pytest.mark.parametrize("url", ["s3://me:hunter2@b/x", "https://b/x?sig=hunter2"])
+def test_a_place_with_credentials_is_refused_and_not_shown(key: str, url: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: it carries credentials") as caught:
+        load([f"{key}={url}"])
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [" mlflow.uri={}", "store.endpoints={}", "{}", "train.epochs={}", "data={}"],
+)
+def test_no_error_repeats_a_password(typed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load([typed.format("http://bob:hunter2@host/?sig=hunter2")])
+    assert "hunter2" not in str(caught.value)
+
+
+TRIED = [
+    *(("data", "name", v) for v in ("a", "a.b-c_1", "", "-a", "a b", "blümen", "a/b")),
+    *(("split", "strategy", v) for v in ("random", "group", "stratifed")),
+    *(("split", "fractions", v) for v in ([0.8, 0.1, 0.1], [1, 0, 0], [0.5, 0.5], [1.1, -0.1, 0])),
+    *(("split", "near_duplicate_bits", v) for v in (None, 0, 12, 13, 40, -1)),
+    *(("shard", "max_bytes", v) for v in (1, 10_239, 10_240)),
+    *(("ingest", "max_pixels", v) for v in (0, 1, 178_956_970, 178_956_971)),
+    *(("ingest", "group", v) for v in (None, "(a)", "a", "(")),
+    *(("train", "device", v) for v in ("auto", "cuda:1", "cuda:", "gpu")),
+    *(("train", "image_size", v) for v in (15, 16)),
+    *(("train", "label_smoothing", v) for v in (0.0, 1.0)),
+    *(("train", "checkpoint_every_s", v) for v in (0.0, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value"), TRIED, ids=str)
+def test_what_a_step_would_refuse_is_refused_here_and_nothing_else(
+    tmp_path, section: str, key: str, value: object
+) -> None:
+    """The steps' own verdicts: each gets as far as its check, then finds no data."""
+
+    def accepts(call) -> bool:
+        try:
+            call()
+        except (ValueError, OSError, loading.DeviceError) as error:
+            return not re.match(rf"{section}\.{key}\b", str(error))
+        return True
+
+    def step() -> object:
+        nowhere, given = str(tmp_path / "nothing"), {key: value}
+        if section == "data":
+            return catalog.check_name(str(value))
+        if section == "ingest":
+            return ingest(nowhere, root=str(tmp_path), name="a", **given)
+        if section == "split":
+            return SplitOptions(**given)
+        if section == "shard":
+            return plan(nowhere, root=str(tmp_path), name="a", **given)
+        if key == "device":
+            return loading.pick_device(str(value), cuda=9)
+        return Settings(**given)
+
+    config = load([])
+    part = getattr(config, section)
+    assert accepts(lambda: dataclasses.replace(part, **{key: value})) == accepts(step)
+
+
+def test_checking_settings_needs_no_torch_and_no_mlflow() -> None:
+    code = (
+        "import sys, pipelines.compose; pipelines.compose.load(); "
+        "print(sorted({'torch', 'mlflow', 'pyarrow', 'kfp'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_mistake_in_a_file_names_the_file(tmp_path, monkeypatch) -> None:

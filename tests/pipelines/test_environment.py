@@ -33,6 +33,25 @@ def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert config.data.source == str(tmp_path / "photos")
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("mlflow.uri={}", "+mlflow.uri={}", "++mlflow.uri={}", "~mlflow.uri={}"),
+        *("++store.endpoint={}", "mlflow={{uri: {}}}", "+store={{endpoint: '{}'}}"),
+        "mlflow.uri@mlflow.uri={}",
+    ],
+)
+def test_no_way_to_set_an_address_is_saved(override: str) -> None:
+    typed = override.format("http://bob:hunter2@host/x")
+    kept = ["mlflow=cluster", "store=local", "train.lr=1e-3", "data.source=a b"]
+    assert environment.storable([typed, *kept]) == kept
+
+
+def test_addresses_in_other_overrides_lose_their_secrets() -> None:
+    typed = ["pod.cpu.node_selector.x=http://bob:hunter2@host/y?sig=hunter2"]
+    assert environment.storable(typed) == ["pod.cpu.node_selector.x=http://host/y"]
+
+
 def test_the_shell_may_name_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-the-shell")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3-from-the-shell")

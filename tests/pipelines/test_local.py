@@ -2,6 +2,8 @@
 
 # no `from __future__ import annotations`: KFP reads the types of its components as they stand
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import List  # noqa: UP035 - what KFP's type checker knows
@@ -106,6 +108,38 @@ def test_a_graph_with_a_loop_and_a_container_runs(
     assert "packing" in results["pack"].log.read_text()
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+ENCODING = r"""
+import sys
+from pathlib import Path
+from pipelines import cli, compose
+from pipelines.local import LocalRun
+
+class Watch:
+    def said(self, step, line):
+        assert line == "gr\u00fcn http://host/", line
+
+folder = Path(sys.argv[1])
+cli._save(folder, compose.load(), ["data.source=gr\u00fcn", "data.name=\udcff"])
+step = LocalRun(folder=folder, environment={}, watcher=Watch())
+code = "print('gr\\u00fcn http://bob:hunter2@host/?sig=hunter2')"
+step._stream("x", [sys.executable, "-c", code], step._environment({}), folder / "x.log")
+"""
+
+
+def test_files_and_output_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", ENCODING, str(tmp_path)],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, **plain},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    saved = (tmp_path / "overrides.txt").read_bytes()
+    assert saved == "data.source=grün\ndata.name=".encode() + b"\xff\n"
+    assert (tmp_path / "x.log").read_text(encoding="utf-8") == "grün http://host/\n"
 
 
 def test_a_failure_is_told_in_the_step_s_own_words(tmp_path: Path) -> None:
