@@ -27,7 +27,7 @@ ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libcurl4 libjpeg62-turbo \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --user-group --create-home tarpon
+    && useradd --uid 10001 --user-group --create-home --home-dir /srv/tarpon tarpon
 # Every version is pinned by constraints.txt; no step ever runs pip when it starts.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
@@ -43,7 +43,7 @@ ENV TARPON_CODE_VERSION=${CODE_VERSION} \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     MPLCONFIGDIR=/tmp/matplotlib
-WORKDIR /home/tarpon
+WORKDIR /srv/tarpon
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 CMD ["python3", "-m", "pipelines", "--help"]

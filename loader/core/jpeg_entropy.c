@@ -335,8 +335,7 @@ static void start_pass(j_decompress_ptr jpeg)
 
 bool tp_entropy_install(tp_entropy *entropy, j_decompress_ptr jpeg)
 {
-#ifdef LIBJPEG_TURBO_VERSION
-    if (jpeg->progressive_mode || jpeg->arith_code || jpeg->restart_interval ||
+    if (!TP_ENTROPY_FITS || jpeg->progressive_mode || jpeg->arith_code || jpeg->restart_interval ||
         jpeg_has_multiple_scans(jpeg))
         return false;
     entropy->base.start_pass = start_pass;
@@ -344,8 +343,4 @@ bool tp_entropy_install(tp_entropy *entropy, j_decompress_ptr jpeg)
     jpeg->entropy = &entropy->base;
     start_pass(jpeg);
     return true;
-#else
-    (void)entropy, (void)jpeg;
-    return false;
-#endif
 }

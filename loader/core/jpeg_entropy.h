@@ -4,9 +4,10 @@
  *
  * Seven tenths of the time of a decode are spent here: every code of the file is read, also
  * those of blocks that no one looks at, for only reading them tells where the next one begins.
- * libjpeg calls its entropy decoder through an object of three fields, the same in every release
- * of libjpeg-turbo; this puts another object in its place.  It looks up code and value bits in
- * one go and refills 64 bits at a time.  Coefficients are the same, for damaged files too.
+ * libjpeg calls its entropy decoder through an object whose layout is private to it; this puts
+ * another object in its place.  It looks up code and value bits in one go and refills 64 bits at a
+ * time.  Coefficients are the same, for damaged files too.  The layout is that of libjpeg-turbo
+ * 2.x; built against any other release, nothing is ever installed.
  *
  * Only for one scan of sequential Huffman coding without restart markers, which nearly all
  * photographs are.  The rest is left to libjpeg. */
@@ -20,6 +21,14 @@
 #include <stdio.h>
 
 #include <jpeglib.h>
+
+/* The releases whose layout this is.  3.0 put two functions for lossless files in the middle. */
+#if defined LIBJPEG_TURBO_VERSION_NUMBER && LIBJPEG_TURBO_VERSION_NUMBER >= 2000000 &&             \
+    LIBJPEG_TURBO_VERSION_NUMBER < 3000000
+#define TP_ENTROPY_FITS 1
+#else
+#define TP_ENTROPY_FITS 0
+#endif
 
 typedef struct tp_entropy tp_entropy;
 

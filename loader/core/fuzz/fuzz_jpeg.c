@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "jpeg.h"
+#include "jpeg_entropy.h"
 
 #include <jpeglib.h>
 
@@ -124,7 +125,8 @@ static tp_status try_full(tp_decoder *decoder, const uint8_t *data, size_t size,
     const tp_status st = tp_decoder_full(decoder, data, size, rgb, bytes, &err);
     HOLDS(st == TP_OK || st == TP_EBADSAMPLE || st == TP_EUNSUPPORTED);
     HOLDS(st == TP_OK || (err.status == st && *err.message));
-    if (st == TP_OK && info->orientation == 1 && info->components != 4) {
+    /* Where libjpeg decodes, its fast path may differ from its slow one on damaged bytes. */
+    if (TP_ENTROPY_FITS && st == TP_OK && info->orientation == 1 && info->components != 4) {
         uint8_t *plain = malloc(bytes);
         HOLDS(plain != NULL);
         HOLDS(!plain_decode(data, size, plain) || memcmp(rgb, plain, bytes) == 0);
