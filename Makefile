@@ -18,7 +18,7 @@ setup: .venv/.built ## install what is missing, make .venv, build the extension
 .venv/.installed: pyproject.toml constraints.txt scripts/install_packages.sh
 	scripts/install_packages.sh
 	[ -x $(PY) ] || python3 -m venv .venv
-	.venv/bin/pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
+	.venv/bin/pip install --quiet --constraint constraints.txt setuptools wheel scikit-build-core cmake ninja
 	.venv/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
