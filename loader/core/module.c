@@ -15,6 +15,7 @@
 #include "rng.h"
 #include "source.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -638,45 +639,74 @@ static PyType_Spec engine_spec = {
 
 /* ---- functions ------------------------------------------------------------------------------ */
 
-/* order(samples, shuffle, seed, epoch, first, count) -> bytes of int64[count] */
+/* (version, shuffle, samples, chunk, lanes, window, seed) and an epoch -> *order; false with an
+ * exception set. */
+static bool convert_order(PyObject *spec, unsigned long long epoch, struct tp_order *order)
+{
+    unsigned           version;
+    int                shuffle;
+    unsigned long long samples, chunk, lanes, window, seed;
+    struct tp_error    err;
+    if (!PyArg_ParseTuple(spec, "IpKKKKK", &version, &shuffle, &samples, &chunk, &lanes, &window,
+                          &seed))
+        return false;
+    const struct tp_order_spec made = {.version = version,
+                                       .shuffle = shuffle,
+                                       .samples = samples,
+                                       .chunk = chunk,
+                                       .lanes = lanes,
+                                       .window = window,
+                                       .seed = seed};
+    if (tp_order_make(order, &made, epoch, &err) == TP_OK)
+        return true;
+    PyErr_SetString(PyExc_ValueError, err.message);
+    return false;
+}
+
+/* order(spec, epoch, positions) -> bytes of int64[len(positions)], the samples that stand there */
 static PyObject *core_order(PyObject *module, PyObject *args)
 {
     (void)module;
-    unsigned long long samples, seed, epoch, first, count;
-    int                shuffle;
+    PyObject          *spec;
+    Py_buffer          positions;
+    unsigned long long epoch;
     struct tp_order    order;
-    if (!PyArg_ParseTuple(args, "KpKKKK", &samples, &shuffle, &seed, &epoch, &first, &count))
+    if (!PyArg_ParseTuple(args, "O!Ky*", &PyTuple_Type, &spec, &epoch, &positions))
         return NULL;
-    if (samples < 1 || samples > 1ULL << 62 || first > samples || count > samples - first) {
-        PyErr_SetString(PyExc_ValueError, "positions outside the epoch");
-        return NULL;
-    }
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * sizeof(int64_t)));
-    if (!bytes)
-        return NULL;
-    char *out = PyBytes_AsString(bytes);
-    tp_order_init(&order, samples, shuffle, seed, epoch);
-    for (uint64_t i = 0; i < count; i++) { /* nanoseconds each: keeps the GIL */
-        uint64_t sample = tp_order_sample(&order, first + i);
+    const size_t count = (size_t)positions.len / sizeof(uint64_t);
+    PyObject    *bytes = NULL;
+    if (convert_order(spec, epoch, &order))
+        bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * sizeof(uint64_t)));
+    char *out = bytes ? PyBytes_AsString(bytes) : NULL;
+    for (size_t i = 0; bytes && i < count; i++) { /* nanoseconds each: keeps the GIL */
+        uint64_t position, sample;
+        memcpy(&position, (const char *)positions.buf + i * sizeof position, sizeof position);
+        if (position >= order.spec.samples) {
+            PyErr_SetString(PyExc_IndexError, "a position outside the epoch");
+            Py_CLEAR(bytes);
+            break;
+        }
+        sample = tp_order_sample(&order, position);
         memcpy(out + i * sizeof sample, &sample, sizeof sample);
     }
+    PyBuffer_Release(&positions);
     return bytes;
 }
 
-/* position(samples, shuffle, seed, epoch, sample) -> int, the inverse of order */
+/* position(spec, epoch, sample) -> int, the inverse of order */
 static PyObject *core_position(PyObject *module, PyObject *args)
 {
     (void)module;
-    unsigned long long samples, seed, epoch, sample;
-    int                shuffle;
+    PyObject          *spec;
+    unsigned long long epoch, sample;
     struct tp_order    order;
-    if (!PyArg_ParseTuple(args, "KpKKK", &samples, &shuffle, &seed, &epoch, &sample))
+    if (!PyArg_ParseTuple(args, "O!KK", &PyTuple_Type, &spec, &epoch, &sample) ||
+        !convert_order(spec, epoch, &order))
         return NULL;
-    if (samples < 1 || samples > 1ULL << 62 || sample >= samples) {
+    if (sample >= order.spec.samples) {
         PyErr_SetString(PyExc_IndexError, "sample outside the dataset");
         return NULL;
     }
-    tp_order_init(&order, samples, shuffle, seed, epoch);
     return PyLong_FromUnsignedLongLong(tp_order_position(&order, sample));
 }
 

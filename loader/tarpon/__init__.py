@@ -1,7 +1,7 @@
 """WebDataset shards to training batches, decoded by C threads in an exact, resumable order."""
 
 from tarpon.batch import Batch, Ragged
-from tarpon.dataset import Dataset, index, open
+from tarpon.dataset import Dataset, View, index, open, view
 from tarpon.errors import (
     BadSampleError,
     CorruptShardError,
@@ -45,6 +45,8 @@ __all__ = [
     "StoreError",
     "TarponError",
     "Text",
+    "View",
     "index",
     "open",
+    "view",
 ]

@@ -45,7 +45,7 @@ class Ask:
     epoch: int
     step: int
     start: int  # position of the global batch's first sample
-    samples: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
 
@@ -154,7 +154,7 @@ class Decoder:
                 )
         columns: dict[str, Any] = {}
         for number, (name, field) in enumerate(self._fields.items()):
-            column: Any = _view(field, len(ask.samples), slab, layouts[number])
+            column: Any = _view(field, len(ask.indices), slab, layouts[number])
             wanted = [slot for slot, of in foreign if of == number]
             if isinstance(field, RandomResizedCrop | CenterCrop):
                 self._each(wanted, partial(self._crop, ask, field, column), bad)
@@ -165,7 +165,7 @@ class Decoder:
 
     def _crop(self, ask: Ask, field: Crop, column: npt.NDArray[Any], slot: int) -> None:
         """Fill one slot from an image that is not a JPEG."""
-        sample = self._dataset.core.read(int(ask.samples[slot]))
+        sample = self._dataset[int(ask.indices[slot])]
         extension = next(name for name in field.extensions if name in sample)
         try:
             column[slot] = _pillow.crop(
@@ -213,8 +213,7 @@ class Decoder:
         _collect(slots, lambda slot: futures[slot].result(), bad)
 
     def _bad(self, ask: Ask, slot: int, field: Field, reason: str) -> BadSampleError:
-        number, key, members = self._dataset.core.sample(int(ask.samples[slot]))
-        shard = self._dataset.shards[number]
+        shard, key, members = self._dataset.find(int(ask.indices[slot]))
         offset = next(
             (at for wanted in field.extensions for name, at, _ in members if name == wanted), 0
         )

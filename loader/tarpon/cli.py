@@ -70,8 +70,7 @@ def _ls(options: argparse.Namespace) -> int:
     dataset = Dataset(options.shards)
     count = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     for number in range(count):
-        shard, key, members = dataset.core.sample(number)
-        path = dataset.shards[shard]
+        path, key, members = dataset.find(number)
         if options.json:
             components = {ext: {"offset": at, "bytes": size} for ext, at, size in members}
             _emit({"sample": number, "shard": path, "key": key, "components": components})
@@ -88,8 +87,7 @@ def _cat(options: argparse.Namespace) -> int:
     number = _find(dataset, options.sample)
     sample = dataset[number]
     if options.ext is None:
-        shard, key, members = dataset.core.sample(number)
-        path = dataset.shards[shard]
+        path, key, members = dataset.find(number)
         if options.json:
             components = {ext: {"offset": at, "bytes": size} for ext, at, size in members}
             _emit({"sample": number, "shard": path, "key": key, "components": components})

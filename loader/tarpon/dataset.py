@@ -10,7 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+import numpy.typing as npt
+
 from tarpon import _core
+from tarpon._order import Int64s
 from tarpon._shards import Shard, Shards, resolve
 from tarpon.errors import StoreError
 
@@ -28,7 +32,9 @@ class Dataset(Sequence[dict[str, bytes]]):
     """
 
     def __init__(self, shards: Shards) -> None:
-        self._name = repr(shards) if isinstance(shards, str) else "dataset"
+        self._name = "of a list"
+        if isinstance(shards, str | os.PathLike):
+            self._name = repr(os.fspath(shards))
         self._shards = resolve(shards)
         self.core = _core.Dataset([(s.path, s.samples, s.bytes) for s in self._shards])
         """The C object behind; for the loader."""
@@ -46,9 +52,23 @@ class Dataset(Sequence[dict[str, bytes]]):
             digest.update(f"{Path(shard.path).name}\0{samples}\0{_size(shard)}\n".encode())
         return digest.hexdigest()[:32]
 
+    @functools.cached_property
+    def total_bytes(self) -> int:
+        """Bytes of all tars."""
+        return sum(map(_size, self._shards))
+
     def key(self, index: int) -> str:
         """The key of sample `index`: its members' common name up to the first dot."""
-        return self.core.sample(self._number(index))[1]
+        return self.find(index)[1]
+
+    def find(self, index: int) -> tuple[str, str, list[tuple[str, int, int]]]:
+        """(shard, key, [(extension, offset, size), ...]) of sample `index`, in bytes."""
+        shard, key, members = self.core.sample(self._number(index))
+        return self._shards[shard].path, key, members
+
+    def numbers(self, indices: Int64s) -> Int64s:
+        """The numbers in the tars, all laid end to end, of the samples at `indices`."""
+        return indices
 
     def __len__(self) -> int:
         return len(self.core)
@@ -59,20 +79,72 @@ class Dataset(Sequence[dict[str, bytes]]):
     def __getitem__(self, index: slice) -> list[dict[str, bytes]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, bytes] | list[dict[str, bytes]]:
         if isinstance(index, slice):
-            return [self.core.read(number) for number in range(*index.indices(len(self)))]
+            return [self[number] for number in range(*index.indices(len(self)))]
         return self.core.read(self._number(index))
 
     def __iter__(self) -> Iterator[dict[str, bytes]]:
-        return (self.core.read(number) for number in range(len(self)))
+        return (self[number] for number in range(len(self)))
 
     def __repr__(self) -> str:
         return f"<tarpon.Dataset {self._name}: {len(self)} samples in {len(self._shards)} shards>"
 
     def _number(self, index: int) -> int:
+        """Where `index`, which may count from the end, lies in the tars laid end to end."""
         number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
             raise IndexError(f"sample {index} of a dataset of {len(self)} samples")
         return number
+
+
+class View(Dataset):
+    """Chosen samples of another dataset, read from the same tars; see `view`.
+
+    Attributes:
+        indices: ``int64[len]``, the number of each sample in the dataset it was chosen from.
+    """
+
+    def __init__(self, base: Dataset, indices: npt.ArrayLike) -> None:
+        chosen = np.asarray(indices)
+        if chosen.size == 0:
+            chosen = chosen.astype(np.int64)
+        if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+            raise ValueError(
+                f"indices of {chosen.dtype} and shape {chosen.shape}, expected a list of sample "
+                "numbers; turn a mask into numbers with np.flatnonzero"
+            )
+        outside = chosen[(chosen < 0) | (chosen >= len(base))]
+        if outside.size > 0:
+            raise IndexError(
+                f"sample {outside[0]}, one of {outside.size} outside {base!r}, expected 0 to "
+                f"{len(base) - 1}"
+            )
+        self._base, self._shards, self.core = base, base._shards, base.core
+        self.indices: Int64s = np.array(chosen, np.int64)
+        self.indices.flags.writeable = False
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the dataset's fingerprint and the chosen numbers."""
+        digest = hashlib.sha256(self._base.fingerprint.encode())
+        digest.update(self.indices.astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
+
+    @functools.cached_property
+    def total_bytes(self) -> int:
+        """About the bytes of the chosen samples, by the mean of the whole dataset."""
+        return self._base.total_bytes * len(self) // max(len(self._base), 1)
+
+    def numbers(self, indices: Int64s) -> Int64s:
+        return self._base.numbers(self.indices[indices])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"<a view of {len(self)} samples of {self._base!r}>"
+
+    def _number(self, index: int) -> int:
+        return self._base._number(int(self.indices[super()._number(index)]))
 
 
 def _size(shard: Shard) -> int:
@@ -84,9 +156,26 @@ def _size(shard: Shard) -> int:
         raise StoreError(f"{shard.path}: {error.strerror or error}") from error
 
 
-def open(shards: Shards) -> Dataset:
-    """Open shards for random access; see `Dataset`."""
-    return Dataset(shards)
+def open(shards: Shards | Dataset) -> Dataset:
+    """Open shards for random access; see `Dataset`. One that is open already stays as it is."""
+    return shards if isinstance(shards, Dataset) else Dataset(shards)
+
+
+def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:
+    """A dataset of chosen samples of `shards`: re-sampling that copies nothing.
+
+        rare = tarpon.view("photos/v3/train.json", np.flatnonzero(labels == 7).repeat(10))
+        loader = tarpon.Loader(rare, batch_size=64)
+
+    Args:
+        shards: Anything `open` takes, or what it returns.
+        indices: Integers, in any order; repeats are allowed. Kept in memory, 8 bytes each. In
+            ascending order, neighbours lie near each other in the tars.
+
+    Raises:
+        IndexError: A number that `shards` does not have.
+    """
+    return View(open(shards), indices)
 
 
 def index(shards: Shards, *, force: bool = False) -> list[Path]:

@@ -16,21 +16,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from tarpon import _core
 from tarpon._decode import Ask, Decoder, describe
+from tarpon._order import Order
 from tarpon._shards import Shards
 from tarpon.batch import Batch
 from tarpon.cpus import usable_cpus
-from tarpon.dataset import Dataset
+from tarpon.dataset import Dataset, open
 from tarpon.errors import BadSampleError, StateMismatchError, TarponError
 from tarpon.fields import Field, Raw
 
 _AHEAD = 3  # batches asked for before they are wanted: one in use, one done, one in the making
 _THREADS_MOST = 16
 _UNLIMITED = 2**64 - 1
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 _log = logging.getLogger("tarpon")
 
@@ -51,21 +51,29 @@ class Loader:
 
     Args:
         shards: A shard list (``train.json``), a tar, ``train-{000000..000127}.tar``, a glob, a
-            folder, or a list of these. Local files.
+            folder, or a list of these; or an opened ``Dataset``, such as a ``tarpon.view``.
+            Local files.
         batch_size: Samples per batch on this rank.
         fields: What to make of each sample, by the name it gets in the batch; see
             ``tarpon.fields``. ``None``: every component of the first sample, as raw bytes.
-        shuffle: A true permutation of the whole dataset, another one each epoch. ``False``:
-            samples come as they lie in the shards.
+        shuffle: Another permutation of the whole dataset each epoch: chunks of neighbours are
+            permuted, then single samples within windows. ``False``: samples come as they lie in
+            the shards.
         seed: Fixes order, crops and flips, on any machine and for any world size.
         rank, world_size: Default to ``torch.distributed`` when it is initialised, else to the
             ``RANK`` and ``WORLD_SIZE`` of torchrun, else to a single rank.
-        lanes, window_samples: Accept ``None``, or ``1`` and ``"all"``: the whole dataset is one
-            lane and one window.
+        lanes: Parts of the epoch that take turns; a rank keeps to its own where ``world_size``
+            divides their number. Default: the largest divisor of the global batch up to 64.
+        window_samples: How many samples are mixed with one another, over all lanes; more mix
+            better, and make a rank hold more of remote shards. Default: what 1.5 GiB holds, 256
+            to 65,536. ``"all"``: one lane and one window, a permutation at the level of samples,
+            which local disks serve as fast. ``tarpon stats --shuffle`` tells what it does on your
+            shards. Saved states carry both, and the defaults follow from the dataset and the
+            global batch alone.
         last: ``"drop"`` the rest that fills no global batch, ``"pad"`` it with repeats marked in
             ``batch.valid``, or ``"keep"`` it short (one rank only).
-        on_bad_sample: ``"raise"``, or ``"substitute"``: the next good sample of the order takes
-            the slot; logged once each and counted in ``stats()``.
+        on_bad_sample: ``"raise"``, or ``"substitute"``: the next good sample of the same lane
+            takes the slot; logged once each and counted in ``stats()``.
         threads: C threads; default one per CPU this process or its container may use, at most
             16.
         buffer_bytes: Hard ceiling on the memory of batches, in the making and in use. Reading
@@ -89,7 +97,7 @@ class Loader:
 
     def __init__(
         self,
-        shards: Shards,
+        shards: Shards | Dataset,
         *,
         batch_size: int,
         fields: Mapping[str, Field] | None = None,
@@ -108,7 +116,7 @@ class Loader:
         timeout_s: float | None = 600,
         store: Any = None,
     ) -> None:
-        _refuse_unsupported(lanes, window_samples, cache_dir, cache_bytes, store)
+        _refuse_unsupported(cache_dir, cache_bytes, store)
         self._rank, self._world_size = _place(rank, world_size)
         self._batch_size = _positive("batch_size", batch_size)
         self._global = self._batch_size * self._world_size
@@ -123,14 +131,25 @@ class Loader:
                 f"last='keep' with world_size={self._world_size}, expected one rank: the others "
                 "would wait for a batch that never comes; use last='pad' or 'drop'"
             )
-        self._shuffle, self._seed, self._last = bool(shuffle), seed, last
+        self._seed, self._last = seed, last
         self._substitute = on_bad_sample == "substitute"
         self._timeout_s = math.inf if timeout_s is None else float(timeout_s)
 
         fields = _checked_fields(fields)
-        self.dataset = Dataset(shards)
+        self.dataset = open(shards)
         self.num_samples = len(self.dataset)
-        self._check_size(shards)
+        self._check_size()
+        self._fixed = _asked_order(lanes, window_samples)
+        self._order = Order.of(
+            samples=self.num_samples,
+            total_bytes=self.dataset.total_bytes,
+            global_batch=self._global,
+            shuffle=bool(shuffle),
+            seed=seed,
+            lanes=lanes,
+            window_samples=window_samples,
+        )
+        self._advise_lanes()
         threads = _default_threads() if threads is None else _positive("threads", threads)
         self._fields = fields if fields is not None else self._every_component()
         self._decoder = Decoder(self.dataset, self._fields, threads=threads, seed=seed)
@@ -144,6 +163,8 @@ class Loader:
         self._epoch = 0
         self._position = 0  # samples of the epoch handed over, on all ranks together
         self._asked: deque[Ask] = deque()
+        self._stride = 1  # steps from one batch that is asked for to the next
+        self._wanted = (0, 0)  # the last epoch and step that batch() was asked for
         self._bad: dict[int, BadSampleError] = {}
         self._handed = 0
         self._wait_s = 0.0
@@ -170,18 +191,22 @@ class Loader:
     def batch(self, epoch: int, step: int) -> Batch:
         """Batch number `step` of `epoch` on this rank: a pure function, whatever came before.
 
-        Does not move the loader. Asking for steps in turn reads ahead, as iterating does.
+        Does not move the loader. Asking for every n-th step in turn reads ahead, as iterating
+        does.
         """
         self._check_usable()
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)} batches")
+        if epoch == self._wanted[0] and step > self._wanted[1]:
+            self._stride = step - self._wanted[1]
+        self._wanted = epoch, step
         return self._take(epoch, step * self._global)
 
     def where(self, index: int, epoch: int) -> tuple[int, int, int] | None:
         """(step, rank, slot) at which sample `index` falls in `epoch`; ``None``: dropped."""
-        position = _core.position(self.num_samples, self._shuffle, self._seed, epoch, index)
-        step, rest = divmod(position, self._global)
-        return (step, *divmod(rest, self._batch_size)) if step < len(self) else None
+        position = self._order.position_of(epoch, index)
+        step, rank, slot = self._order.owner(position, self._global, self._world_size)
+        return (step, rank, slot) if step < len(self) else None
 
     # ---- position and state ------------------------------------------------------------------
 
@@ -200,11 +225,8 @@ class Loader:
         """Where the loader stands: batches handed over, not prefetched. JSON-able, < 1 KB."""
         return {
             "version": _STATE_VERSION,
-            "order": _core.ORDER_VERSION,
             "fingerprint": self.dataset.fingerprint,
-            "samples": self.num_samples,
-            "shuffle": self._shuffle,
-            "seed": self._seed,
+            **self._order.state(),
             "epoch": self._epoch,
             "position": self._position,
         }
@@ -212,21 +234,23 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state` was taken; the next batch starts with the next sample.
 
-        World size, batch size and threads may differ from those of the loader that made it.
+        World size, batch size and threads may differ from those of the loader that made it;
+        lanes and window are those of the state.
 
         Raises:
-            StateMismatchError: It is of another dataset, seed, shuffle or order; names both.
+            StateMismatchError: It is of another dataset, seed or shuffle, or of other lanes or
+                another window than this loader was told to use; names both.
         """
-        mine = self.state_dict()
-        missing = [key for key in mine if not isinstance(state, Mapping) or key not in state]
+        wanted = ("fingerprint", "order", "samples", "shuffle", "seed", "epoch", "position")
+        missing = [key for key in wanted if not isinstance(state, Mapping) or key not in state]
         if missing:
             raise StateMismatchError(f"state without {missing}, expected a Loader.state_dict()")
-        for key in ("version", "order", "fingerprint", "samples", "shuffle", "seed"):
-            if state[key] != mine[key]:
-                raise StateMismatchError(
-                    f"state of {key} {state[key]!r}, this loader has {mine[key]!r}; build the "
-                    "loader on the same shards with the same shuffle and seed"
-                )
+        if state["fingerprint"] != self.dataset.fingerprint:
+            raise StateMismatchError(
+                f"state of fingerprint {state['fingerprint']!r}, this loader has "
+                f"{self.dataset.fingerprint!r}; build the loader on the same shards"
+            )
+        order = self._order.restored(state, fixed=self._fixed)
         epoch, position = state["epoch"], state["position"]
         whole = isinstance(epoch, int) and isinstance(position, int)
         if not whole or epoch < 0 or not 0 <= position <= self.num_samples:
@@ -234,7 +258,8 @@ class Loader:
                 f"state at epoch {epoch!r}, position {position!r}, expected a position within "
                 f"{self.num_samples} samples"
             )
-        self._epoch, self._position = epoch, position
+        self._cancel()
+        self._order, self._epoch, self._position = order, epoch, position
 
     # ---- what it did ---------------------------------------------------------------------------
 
@@ -298,36 +323,25 @@ class Loader:
 
     def _ask(self, epoch: int, start: int) -> None:
         count = self._count_at(start)
-        first = start + self._rank * self._batch_size
-        share = min(self._batch_size, count)
-        positions = np.arange(first, first + share, dtype=np.int64)
-        samples = self._samples_at(epoch, positions)
-        for slot in np.flatnonzero(np.isin(samples, list(self._bad))):
-            samples[slot] = self._substitute_for(epoch, int(positions[slot]))
+        positions = self._order.share(start, count, self._rank, self._world_size)
+        indices = self._order.samples_at(epoch, positions)
+        for slot in np.flatnonzero(np.isin(indices, list(self._bad))):
+            indices[slot] = self._substitute_for(epoch, int(positions[slot]))
         ask = Ask(
             epoch=epoch,
             step=start // self._global,
             start=start,
-            samples=samples,
+            indices=indices,
             positions=positions,
             valid=positions < self.num_samples,
         )
-        self._engine.submit(samples, positions, self._seed, epoch)
+        numbers = self.dataset.numbers(indices)
+        self._engine.submit(numbers, positions, self._seed, epoch)
         self._asked.append(ask)
-
-    def _samples_at(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The samples at consecutive positions, which wrap round at the end of the epoch."""
-        key = (self.num_samples, self._shuffle, self._seed, epoch)
-        parts, first, left = [], int(positions[0]), len(positions)
-        while left > 0:
-            first %= self.num_samples
-            count = min(left, self.num_samples - first)
-            parts.append(np.frombuffer(_core.order(*key, first, count), np.int64))
-            first, left = first + count, left - count
-        return np.concatenate(parts)
 
     def _advance(self) -> Batch:
         """The batch at the loader's position, which moves past it."""
+        self._stride = 1
         batch = self._take(self._epoch, self._position)
         self._position = min(self._position + self._global, self.num_samples)
         return batch
@@ -352,11 +366,11 @@ class Loader:
             raise
 
     def _ask_after(self, ask: Ask) -> None:
-        start = ask.start + self._global
+        start = ask.start + self._stride * self._global
         if self._count_at(start) > 0:
             self._ask(ask.epoch, start)
         else:
-            self._ask(ask.epoch + 1, 0)
+            self._ask(ask.epoch + 1, ask.step % self._stride * self._global)
 
     def _next_asked(self) -> Batch:
         """Wait for the oldest batch asked for."""
@@ -371,11 +385,11 @@ class Loader:
             del slab, columns  # their memory is needed for the next try
             self._on_bad(ask, bad)
         self._asked.popleft()
-        self._handed += len(ask.samples)
+        self._handed += len(ask.indices)
         return Batch(
             columns,
             sample_keys=keys,
-            indices=ask.samples,
+            indices=ask.indices,
             valid=ask.valid,
             epoch=ask.epoch,
             step=ask.step,
@@ -387,19 +401,21 @@ class Loader:
             raise bad[min(bad)]
         self._cancel()
         for slot in sorted(bad):
-            index = int(ask.samples[slot])
+            index = int(ask.indices[slot])
             if index not in self._bad:
                 self._bad[index] = bad[slot]
                 _log.warning("bad sample %d replaced by the next good one: %s", index, bad[slot])
         self._ask(ask.epoch, ask.start)
 
     def _substitute_for(self, epoch: int, position: int) -> int:
-        """The first sample after `position` in the epoch's order that is not known to be bad."""
-        for ahead in range(1, self.num_samples):
-            at = np.array([position + ahead], np.int64)
-            sample = int(self._samples_at(epoch, at)[0])
-            if sample not in self._bad:
-                return sample
+        """The first sample that may stand in for the one at `position` and is not known bad."""
+        known, start = list(self._bad), 0
+        while len(positions := self._order.successors(position, start, 64 + start)) > 0:
+            indices = self._order.samples_at(epoch, positions)
+            good = indices[~np.isin(indices, known)]
+            if len(good) > 0:
+                return int(good[0])
+            start += len(positions)
         first = next(iter(self._bad.values()))
         raise BadSampleError(f"all {self.num_samples} samples are bad, the first one: {first}")
 
@@ -417,9 +433,10 @@ class Loader:
                 "make the loader in the process that uses it, or start workers with 'spawn'"
             )
 
-    def _check_size(self, shards: Shards) -> None:
+    def _check_size(self) -> None:
         if self.num_samples == 0:
-            raise TarponError(f"shards={shards!r}: no samples in {len(self.dataset.shards)} tars")
+            tars = len(self.dataset.shards)
+            raise TarponError(f"{self.dataset!r}: no samples in {tars} tars, expected some")
         if self._last == "drop" and self.num_samples < self._global:
             raise ValueError(
                 f"batch_size={self._batch_size} on {self._world_size} ranks takes {self._global} "
@@ -427,32 +444,50 @@ class Loader:
                 "lower batch_size or use last='pad'"
             )
 
+    def _advise_lanes(self) -> None:
+        """Say once that ranks will share lanes, and what would avoid it."""
+        order, world = self._order, self._world_size
+        one = order.lanes == 1  # of one lane or one sample after another nothing else can come
+        if one or order.by_lane(world) or self._rank > 0:
+            return
+        _log.warning(
+            "lanes=%d cannot be dealt to %d ranks: each takes part of every lane, the same samples "
+            "at the price of bytes that two ranks read; lanes=%d would avoid it",
+            order.lanes,
+            world,
+            world * max(1, 64 // world),
+        )
+
     def _every_component(self) -> dict[str, Field]:
         return {extension: Raw(extension) for extension in self.dataset[0]}
 
 
-def _refuse_unsupported(
-    lanes: int | None,
-    window_samples: int | str | None,
-    cache_dir: object,
-    cache_bytes: object,
-    store: object,
-) -> None:
-    if lanes not in (None, 1):
-        raise NotImplementedError(
-            f"lanes={lanes}: not supported yet, expected None or 1; the whole dataset is one lane"
-        )
-    if window_samples not in (None, "all"):
-        raise NotImplementedError(
-            f"window_samples={window_samples}: not supported yet, expected None or 'all'; every "
-            "epoch is a permutation of the whole dataset"
-        )
+def _refuse_unsupported(cache_dir: object, cache_bytes: object, store: object) -> None:
     for name, value in (("cache_dir", cache_dir), ("cache_bytes", cache_bytes), ("store", store)):
         if value is not None:
             raise NotImplementedError(
                 f"{name}={value!r}: not supported yet, expected None; only local shards are read, "
                 "and the page cache keeps those"
             )
+
+
+def _asked_order(lanes: int | None, window_samples: int | Literal["all"] | None) -> frozenset[str]:
+    """Which parts of the order a state must agree with, because they were asked for."""
+    if lanes is not None:
+        _positive("lanes", lanes)
+    if window_samples == "all":
+        if lanes not in (None, 1):
+            raise ValueError(
+                f"lanes={lanes} with window_samples='all', expected lanes=None: it is one window "
+                "of one lane; give window_samples a number, or leave lanes out"
+            )
+        return frozenset(("lanes", "window"))
+    if window_samples is not None:
+        if isinstance(window_samples, str):
+            raise ValueError(f"window_samples={window_samples!r}, expected a number or 'all'")
+        _positive("window_samples", window_samples)
+    asked = {"lanes": lanes, "window": window_samples}
+    return frozenset(key for key, value in asked.items() if value is not None)
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
