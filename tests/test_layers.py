@@ -20,8 +20,9 @@ ONLY_IN = {
 }
 C_FLOORS = [
     {"status", "alloc"},
-    {"tar", "index", "order", "slab", "source", "cache", "jpeg", "resize", "crop", "rng"},
-    {"dataset", "batch"},
+    {"rng", "feistel", "order", "tar", "index", "pages", "slab", "source", "cache"}
+    | {"crop", "jpeg", "resize"},
+    {"lookup", "dataset", "batch"},
     {"engine"},
     {"module"},
 ]

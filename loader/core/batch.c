@@ -139,6 +139,7 @@ static tp_status find_members(tp_batch *batch, struct tp_error *err)
         tp_status st = tp_dataset_find(recipe->dataset, sample, found, err);
         if (st != TP_OK)
             return st;
+        batch->found_count++;
         for (uint32_t f = 0; f < recipe->field_count; f++) {
             const struct tp_field  *field = &recipe->fields[f];
             const struct tp_member *member =
@@ -225,10 +226,17 @@ static void write_raw_offsets(tp_batch *batch)
     }
 }
 
+static void release_found(tp_batch *batch)
+{
+    while (batch->found_count > 0)
+        tp_found_release(batch->recipe->dataset, &batch->found[--batch->found_count]);
+}
+
 tp_status tp_batch_open(tp_batch *batch, struct tp_error *err)
 {
     uint64_t bytes = 0;
     batch->issue_count = 0; /* of an earlier try that found no room */
+    release_found(batch);
     tp_status st = find_members(batch, err);
     if (st == TP_OK)
         st = lay_out(batch, &bytes, err);
@@ -410,6 +418,7 @@ void tp_batch_fill(tp_batch *batch, uint32_t slot, struct tp_worker *worker)
 
 void tp_batch_reset(tp_batch *batch)
 {
+    release_found(batch);
     tp_slab_release(batch->slab);
     batch->slab = NULL;
     batch->issue_count = 0;

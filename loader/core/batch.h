@@ -74,7 +74,8 @@ struct tp_batch {
     uint32_t                 count, capacity;
     uint64_t                 seed, epoch;
     uint64_t                *samples, *positions;
-    struct tp_found         *found;
+    struct tp_found         *found; /* held from open to reset; those of the first found_count */
+    uint32_t                 found_count;
     const struct tp_member **members; /* [slot * field_count + field]; NULL: missing */
     struct tp_field_layout  *layouts;
     tp_slab                 *slab;

@@ -1,19 +1,22 @@
 /* dataset.h -- shards laid end to end: sample number i of the whole, found and read.
  *
- *     tp_dataset_create --> tp_dataset_find, tp_dataset_read ... --> tp_dataset_release
+ *     tp_dataset_create --> tp_dataset_find, tp_dataset_read, tp_found_release ... --> release
  *
- * A shard's index is read when one of its samples is first wanted: from the `.idx` beside the tar,
- * or else by one pass over the tar.  Shards whose sample count the caller does not know are
- * indexed at creation.  Nothing is written.  Any number of threads may find and read; all of it
- * touches the disk, so the binding drops the GIL around it. */
+ * A shard's index is read when one of its samples is first wanted, a page at a time: see lookup.h.
+ * Shards whose sample count the caller does not know are indexed at creation.  Nothing is written.
+ * Any number of threads may find and read; all of it touches the disk, so the binding drops the
+ * GIL around it. */
 #ifndef TARPON_DATASET_H
 #define TARPON_DATASET_H
 
-#include "index.h"
+#include "pages.h"
 #include "status.h"
 
 #include <stddef.h>
 #include <stdint.h>
+
+/* A good `index_bytes`: the indexes of about a million samples. */
+#define TP_DATASET_INDEX_BYTES ((size_t)128 << 20)
 
 typedef struct tp_dataset tp_dataset;
 
@@ -23,17 +26,19 @@ struct tp_shard {
     uint64_t    bytes;   /* of the tar; UINT64_MAX: not known */
 };
 
-/* Where a sample was found.  Borrowed from the dataset, valid while it lives. */
+/* Where a sample was found.  What it points at stays until tp_found_release(). */
 struct tp_found {
     size_t           shard;
     const tp_index  *index;
     struct tp_sample sample;
+    tp_page         *page; /* private */
 };
 
-/* TP_OK: the caller owns one reference to *out.  TP_EIO, TP_ECORRUPT, TP_EUNSUPPORTED: a shard
+/* `index_bytes`: what indexes that nobody uses may hold in memory.  TP_OK: the caller owns one
+ * reference to *out.  TP_EIO, TP_ECORRUPT, TP_EUNSUPPORTED: a shard
  * that had to be indexed; the message names it.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_dataset_create(tp_dataset **out, const struct tp_shard *shards,
-                                          size_t count, struct tp_error *err);
+                                          size_t count, size_t index_bytes, struct tp_error *err);
 
 uint64_t    tp_dataset_samples(const tp_dataset *dataset);
 size_t      tp_dataset_shards(const tp_dataset *dataset);
@@ -41,15 +46,20 @@ uint64_t    tp_dataset_shard_samples(const tp_dataset *dataset, size_t shard);
 const char *tp_dataset_shard_path(const tp_dataset *dataset, size_t shard);
 size_t      tp_dataset_shard_of(const tp_dataset *dataset, uint64_t sample); /* no disk */
 
-/* Sample number `sample`, below tp_dataset_samples().  Fails as tp_dataset_create. */
+/* Sample number `sample`, below tp_dataset_samples().  TP_OK: the caller releases *found, before
+ * the dataset.  Fails as tp_dataset_create, and leaves nothing to release. */
 TP_MUST_CHECK tp_status tp_dataset_find(tp_dataset *dataset, uint64_t sample,
                                         struct tp_found *found, struct tp_error *err);
+void tp_found_release(tp_dataset *dataset, struct tp_found *found); /* idempotent */
 
 /* Copy one member's `member->size` bytes to `out`.  The tar header before them is read in the same
  * request and must agree with the index, so a stale index is TP_ECORRUPT and never other bytes. */
 TP_MUST_CHECK tp_status tp_dataset_read(tp_dataset *dataset, const struct tp_found *found,
                                         const struct tp_member *member, uint8_t *out,
                                         struct tp_error *err);
+
+/* Bytes of index in memory: all, and those of them that nobody uses. */
+void tp_dataset_index_bytes(tp_dataset *dataset, size_t *all, size_t *unused);
 
 void tp_dataset_retain(tp_dataset *dataset);
 void tp_dataset_release(tp_dataset *dataset); /* accepts NULL; the last one out frees */

@@ -245,43 +245,116 @@ static tp_status parse_sample(struct parse *parse, struct tp_error *err)
     return TP_OK;
 }
 
+/* Look at what is left as a whole, before its lines. */
+static tp_status begin_lines(struct parse *parse, struct tp_error *err)
+{
+    const size_t left = (size_t)(parse->end - parse->at);
+    parse->plain = is_plain(parse->at, left);
+    if (!parse->plain && memchr(parse->at, '\0', left))
+        return tp_fail(err, TP_ECORRUPT, "%s: found a NUL byte, expected text; " REBUILD,
+                       parse->build.where);
+    return TP_OK;
+}
+
+/* After as many lines as the first one promised only blanks may follow. */
+static tp_status end_lines(struct parse *parse, uint64_t samples, uint64_t lines,
+                           struct tp_error *err)
+{
+    while (parse->at < parse->end && is_blank(*parse->at))
+        parse->at++;
+    if (lines == samples && parse->at == parse->end)
+        return TP_OK;
+    return tp_fail(err, TP_ECORRUPT,
+                   "%s: line 1: found a count of %" PRIu64 " samples, expected the number of "
+                   "lines that follow, %s %" PRIu64 "; " REBUILD,
+                   parse->build.where, samples, lines == samples ? "more than" : "which is", lines);
+}
+
 static tp_status parse_text(struct parse *parse, struct tp_error *err)
 {
     uint64_t samples = 0, lines = 0;
 
     tp_status st = parse_first_line(parse, &samples, err);
-    parse->plain = is_plain(parse->at, (size_t)(parse->end - parse->at));
-    if (st == TP_OK && !parse->plain && memchr(parse->at, '\0', (size_t)(parse->end - parse->at)))
-        st = tp_fail(err, TP_ECORRUPT, "%s: found a NUL byte, expected text; " REBUILD,
-                     parse->build.where);
+    if (st == TP_OK)
+        st = begin_lines(parse, err);
     for (; st == TP_OK && lines < samples && parse->at < parse->end; lines++)
         st = parse_sample(parse, err);
-    if (st != TP_OK)
-        return st;
-    while (parse->at < parse->end && is_blank(*parse->at))
-        parse->at++;
-    if (lines != samples || parse->at < parse->end)
-        return tp_fail(err, TP_ECORRUPT,
-                       "%s: line 1: found a count of %" PRIu64 " samples, expected the number of "
-                       "lines that follow, %s %" PRIu64 "; " REBUILD,
-                       parse->build.where, samples, lines == samples ? "more than" : "which is",
-                       lines);
-    return TP_OK;
+    return st == TP_OK ? end_lines(parse, samples, lines, err) : st;
+}
+
+static tp_status parse_lines(struct parse *parse, struct tp_error *err)
+{
+    tp_status st = begin_lines(parse, err);
+    while (st == TP_OK && parse->at < parse->end)
+        st = parse_sample(parse, err);
+    return st;
+}
+
+/* Parse with `how` what `parse` is set up for. */
+static tp_status make_index(tp_index **out, struct parse *parse, const char *where,
+                            tp_status (*how)(struct parse *, struct tp_error *),
+                            struct tp_error *err)
+{
+    *out = NULL;
+    tp_status st = tp_build_begin(&parse->build, where, err);
+    if (st == TP_OK)
+        st = how(parse, err);
+    if (st == TP_OK)
+        st = tp_build_finish(&parse->build, out, err);
+    tp_build_drop(&parse->build);
+    tp_free(parse->name);
+    return st;
 }
 
 tp_status tp_index_parse(tp_index **out, const uint8_t *text, size_t size, uint64_t tar_bytes,
                          const char *where, struct tp_error *err)
 {
     struct parse parse = {.at = text, .end = text + size, .tar_bytes = tar_bytes};
+    return make_index(out, &parse, where, parse_text, err);
+}
 
-    *out = NULL;
-    tp_status st = tp_build_begin(&parse.build, where, err);
+tp_status tp_index_parse_lines(tp_index **out, const uint8_t *text, size_t size, uint64_t line,
+                               uint64_t tar_bytes, const char *where, struct tp_error *err)
+{
+    struct parse parse = {
+        .at = text, .end = text + size, .tar_bytes = tar_bytes, .line_number = line - 1};
+    return make_index(out, &parse, where, parse_lines, err);
+}
+
+tp_status tp_index_lines(uint32_t **starts, uint64_t *samples, const uint8_t *text, size_t size,
+                         uint32_t every, const char *where, struct tp_error *err)
+{
+    struct parse parse = {.build.where = where, .at = text, .end = text + size};
+    struct line  line;
+    uint64_t     lines = 0;
+
+    *starts = NULL;
+    if (size > UINT32_MAX)
+        return tp_fail(err, TP_EUNSUPPORTED, "%s: an index of 4 GiB or more, split the shard",
+                       where);
+    tp_status st = parse_first_line(&parse, samples, err);
+    if (st != TP_OK)
+        return st;
+    if (*samples > size) /* what a line takes at least: no absurd allocation */
+        return tp_fail(err, TP_ECORRUPT,
+                       "%s: line 1: found a count of %" PRIu64 " samples, expected at most one a "
+                       "byte of %zu; " REBUILD,
+                       where, *samples, size);
+    uint32_t *made = tp_alloc(*samples / every + 2, sizeof *made);
+    if (!made)
+        return tp_fail(err, TP_ENOMEM, "%s: out of memory for an index", where);
+    for (; st == TP_OK && lines < *samples && parse.at < parse.end; lines++) {
+        if (lines % every == 0)
+            made[lines / every] = (uint32_t)(parse.at - text);
+        st = next_line(&parse, &line, err);
+    }
+    made[(lines + every - 1) / every] = (uint32_t)(parse.at - text);
     if (st == TP_OK)
-        st = parse_text(&parse, err);
+        st = end_lines(&parse, *samples, lines, err);
     if (st == TP_OK)
-        st = tp_build_finish(&parse.build, out, err);
-    tp_build_drop(&parse.build);
-    tp_free(parse.name);
+        *starts = made;
+    else
+        tp_free(made);
     return st;
 }
 

@@ -173,7 +173,7 @@ static PyObject *dataset_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
             goto done;
 
     Py_BEGIN_ALLOW_THREADS /* indexes shards of unknown length: the disk */
-    st = tp_dataset_create(&dataset, shards, count, &err);
+    st = tp_dataset_create(&dataset, shards, count, TP_DATASET_INDEX_BYTES, &err);
     Py_END_ALLOW_THREADS
     if (st != TP_OK) {
         raise_status(state_of(type), &err, NULL);
@@ -217,7 +217,7 @@ static PyObject *dataset_shard_samples(PyObject *self, PyObject *unused)
     return list;
 }
 
-/* Find sample number `args[0]`; -1 with an exception set when there is none. */
+/* Find sample `number`, for the caller to release; -1 with an exception set when there is none. */
 static int find_sample(PyObject *self, PyObject *number, struct tp_found *found)
 {
     tp_dataset        *dataset = ((struct dataset_object *)self)->dataset;
@@ -261,6 +261,7 @@ static PyObject *dataset_sample(PyObject *self, PyObject *number)
     }
     PyObject *key =
         PyUnicode_DecodeFSDefaultAndSize(found.sample.key, (Py_ssize_t)found.sample.key_size);
+    tp_found_release(((struct dataset_object *)self)->dataset, &found);
     if (!members || !key) {
         Py_XDECREF(members);
         Py_XDECREF(key);
@@ -306,6 +307,7 @@ static PyObject *dataset_read(PyObject *self, PyObject *number)
         Py_XDECREF(name);
         Py_XDECREF(data);
     }
+    tp_found_release(((struct dataset_object *)self)->dataset, &found);
     return sample;
 }
 

@@ -6,7 +6,7 @@ Everything here is a pure function of an `Order` and its arguments; nothing is r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -129,11 +129,10 @@ class Order:
 
     def state(self) -> dict[str, int | bool]:
         """What a saved state says of it; old orders say less."""
-        state = asdict(self)
-        state["order"] = state.pop("version")
-        if self.version == 1:
-            for key in ("chunk", "lanes", "window"):
-                del state[key]
+        state: dict[str, int | bool] = {"order": self.version}
+        state |= {key: getattr(self, key) for key in _SAME}
+        if self.version > 1:
+            state |= {key: getattr(self, key) for key in ("chunk", "lanes", "window")}
         return state
 
     def restored(self, state: Mapping[str, Any], *, fixed: frozenset[str]) -> Self:

@@ -1,5 +1,6 @@
 /* Any bytes as the text of an index over a 1 MiB tar.  Held: every member it accepts lies inside
- * the tar, and what is accepted can be written and read back to the same text. */
+ * the tar, what is accepted can be written and read back to the same text, and what is read a few
+ * lines at a time is what is read at once, as long as each line is a sample. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,52 @@ static void check_members(const tp_index *index)
     HOLDS(members == tp_index_members(index));
 }
 
+enum { EVERY = 3 };
+
+/* Compare `page` with the samples of `index` from `first` on. */
+static void check_same(const tp_index *page, const tp_index *index, uint64_t first)
+{
+    for (uint64_t i = 0; i < tp_index_count(page); i++) {
+        struct tp_sample a = tp_index_sample(page, i), b = tp_index_sample(index, first + i);
+        HOLDS(strcmp(a.key, b.key) == 0 && a.member_count == b.member_count);
+        for (uint32_t m = 0; m < a.member_count; m++) {
+            HOLDS(a.members[m].offset == b.members[m].offset);
+            HOLDS(a.members[m].size == b.members[m].size);
+        }
+    }
+}
+
+/* `index` is of the whole text, or NULL. */
+static void check_pages(const uint8_t *data, size_t size, const tp_index *index)
+{
+    struct tp_error err = {0};
+    uint32_t       *starts = NULL;
+    uint64_t        lines = 0;
+    tp_status       st = tp_index_lines(&starts, &lines, data, size, EVERY, "fuzz", &err);
+    HOLDS(st == err.status && (st == TP_OK) == (starts != NULL));
+    HOLDS(st == TP_OK || st == TP_ECORRUPT || st == TP_EUNSUPPORTED);
+    HOLDS(st == TP_OK || !index); /* who refuses the lines refuses the whole */
+    for (uint64_t first = 0; starts && first < lines; first += EVERY) {
+        const uint32_t *at = &starts[first / EVERY];
+        const uint64_t  left = lines - first < EVERY ? lines - first : EVERY;
+        tp_index       *page = NULL;
+        HOLDS(at[0] < at[1] && at[1] <= size);
+        uint8_t *copy = malloc(at[1] - at[0]); /* so that reading past it shows */
+        HOLDS(copy != NULL);
+        memcpy(copy, data + at[0], at[1] - at[0]);
+        st = tp_index_parse_lines(&page, copy, at[1] - at[0], first + 2, TAR_BYTES, "fuzz", &err);
+        HOLDS(st == TP_OK || st == TP_ECORRUPT || st == TP_EUNSUPPORTED);
+        HOLDS(st == TP_OK || !index);
+        if (page)
+            check_members(page);
+        if (page && index && tp_index_count(index) == lines && tp_index_count(page) == left)
+            check_same(page, index, first);
+        tp_index_free(page);
+        free(copy);
+    }
+    tp_free(starts);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct tp_error err = {0};
@@ -48,6 +95,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     tp_status st = tp_index_parse(&index, data, size, TAR_BYTES, "fuzz", &err);
     HOLDS(st == err.status && (st == TP_OK) == (index != NULL));
     HOLDS(st == TP_OK || st == TP_ECORRUPT || st == TP_EUNSUPPORTED);
+    check_pages(data, size, index);
     if (st != TP_OK)
         return 0;
     check_members(index);

@@ -166,7 +166,7 @@ static inline tp_dataset *shard_set_open(const struct shard_set *set)
 {
     tp_dataset     *dataset;
     struct tp_error err = {.status = TP_OK};
-    if (tp_dataset_create(&dataset, set->shards, set->count, &err) != TP_OK)
+    if (tp_dataset_create(&dataset, set->shards, set->count, TP_DATASET_INDEX_BYTES, &err) != TP_OK)
         (void)fprintf(stderr, "%s\n", err.message);
     CHECK(dataset && tp_dataset_samples(dataset) == set->samples);
     return dataset;

@@ -6,7 +6,7 @@
 #include "guard.h"
 #include "tar.h"
 
-enum { MAKER_ROOM = 1 << 20 };
+enum { MAKER_ROOM = 8 << 20 };
 
 struct maker {
     uint8_t  bytes[MAKER_ROOM];

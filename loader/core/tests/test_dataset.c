@@ -5,44 +5,16 @@
 #include <pthread.h>
 #include <sys/resource.h>
 
+#include "samples_right.h"
 #include "shards.h"
 
 static struct tp_error err;
-
-/* Find sample n and read its "cls" and "bin". */
-static bool sample_right(tp_dataset *dataset, uint64_t n, struct tp_error *error)
-{
-    struct tp_found found;
-    uint8_t         bytes[1024];
-    char            text[32];
-    if (tp_dataset_find(dataset, n, &found, error) != TP_OK)
-        return false;
-    CHECK(found.shard == tp_dataset_shard_of(dataset, n));
-    CHECK(strtoull(found.sample.key, NULL, 10) == n && found.sample.key_size == 6);
-    const struct tp_member *class = tp_index_find(found.index, &found.sample, "cls");
-    const struct tp_member *payload = tp_index_find(found.index, &found.sample, "x;bin");
-    CHECK(class && payload && payload->size <= sizeof bytes);
-    if (tp_dataset_read(dataset, &found, class, (uint8_t *)text, error) != TP_OK)
-        return false;
-    text[class->size] = '\0';
-    CHECK(strtoull(text, NULL, 10) == n);
-    if (tp_dataset_read(dataset, &found, payload, bytes, error) != TP_OK)
-        return false;
-    CHECK(payload_right(n, bytes, (size_t)payload->size));
-    return true;
-}
-
-static void all_right(tp_dataset *dataset)
-{
-    for (uint64_t n = 0; n < tp_dataset_samples(dataset); n++)
-        CHECK(sample_right(dataset, n, NULL));
-}
 
 static void refuse_create(const struct tp_shard *shards, size_t count, tp_status wanted,
                           const char *part, const char *shard)
 {
     tp_dataset *dataset = (tp_dataset *)&err;
-    tp_status   st = tp_dataset_create(&dataset, shards, count, &err);
+    tp_status   st = tp_dataset_create(&dataset, shards, count, TP_DATASET_INDEX_BYTES, &err);
     if (st != wanted || !strstr(err.message, part))
         (void)fprintf(stderr, "status %d: %s\n", (int)st, err.message);
     CHECK(st == wanted && !dataset && err.status == wanted && strstr(err.message, part));
@@ -50,7 +22,8 @@ static void refuse_create(const struct tp_shard *shards, size_t count, tp_status
     char stem[PATH_ROOM];
     (void)snprintf(stem, sizeof stem, "%.*s", (int)strcspn(shard, "."), shard);
     CHECK(strstr(err.message, stem)); /* of the tar or its sidecar */
-    CHECK(tp_dataset_create(&dataset, shards, count, NULL) == wanted && tp_alloc_live() == 0);
+    CHECK(tp_dataset_create(&dataset, shards, count, TP_DATASET_INDEX_BYTES, NULL) == wanted &&
+          tp_alloc_live() == 0);
 }
 
 static void refuse_sample(tp_dataset *dataset, uint64_t n, tp_status wanted, const char *part)
@@ -93,7 +66,8 @@ static void test_numbers(void)
         CHECK(open_count() == before && tp_alloc_live() == 0);
     }
     tp_dataset *none;
-    CHECK(tp_dataset_create(&none, NULL, 0, &err) == TP_OK && tp_dataset_samples(none) == 0);
+    CHECK(tp_dataset_create(&none, NULL, 0, TP_DATASET_INDEX_BYTES, &err) == TP_OK &&
+          tp_dataset_samples(none) == 0);
     tp_dataset_release(none);
     tp_dataset_release(NULL);
 }
@@ -119,7 +93,8 @@ static void test_bad_lists(void)
 
     pair[1].samples = 4; /* it has 3 */
     tp_dataset *dataset;
-    CHECK(tp_dataset_create(&dataset, pair, 2, &err) == TP_OK && tp_dataset_samples(dataset) == 6);
+    CHECK(tp_dataset_create(&dataset, pair, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK &&
+          tp_dataset_samples(dataset) == 6);
     CHECK(sample_right(dataset, 1, NULL));
     refuse_sample(dataset, 2, TP_ECORRUPT, "its index has 3 samples, expected 4");
     tp_dataset_release(dataset);
@@ -127,7 +102,7 @@ static void test_bad_lists(void)
     shard_path(sidecar, "lists-1.idx");
     file_write(sidecar, "v1.2 1\nnonsense", 15);
     pair[1].samples = 3;
-    CHECK(tp_dataset_create(&dataset, pair, 2, &err) == TP_OK);
+    CHECK(tp_dataset_create(&dataset, pair, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     refuse_sample(dataset, 2, TP_ECORRUPT, sidecar);
     shard_index(set.paths[1]); /* mended: the next try reads it again */
     CHECK(sample_right(dataset, 2, NULL));
@@ -137,13 +112,13 @@ static void test_bad_lists(void)
     pair[1].samples = UINT64_MAX;
     refuse_create(pair + 1, 1, TP_ECORRUPT, ".idx", pair[1].path);
     CHECK(unlink(sidecar) == 0 && mkfifo(sidecar, 0600) == 0); /* must not wait for a writer */
-    CHECK(tp_dataset_create(&dataset, pair + 1, 1, &err) == TP_ECORRUPT);
+    CHECK(tp_dataset_create(&dataset, pair + 1, 1, TP_DATASET_INDEX_BYTES, &err) == TP_ECORRUPT);
     CHECK(strstr(err.message, "not an index file"));
     CHECK(unlink(sidecar) == 0 && mkdir(sidecar, 0700) == 0);
     refuse_create(pair + 1, 1, TP_ECORRUPT, "not an index file", pair[1].path);
     CHECK(rmdir(sidecar) == 0);
     file_write(sidecar, "v1.1 3\ncls 512 1\n", 17); /* without names: the tar is scanned */
-    CHECK(tp_dataset_create(&dataset, set.shards, 3, &err) == TP_OK);
+    CHECK(tp_dataset_create(&dataset, set.shards, 3, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     all_right(dataset);
     tp_dataset_release(dataset);
     CHECK(tp_alloc_live() == 0);
@@ -158,7 +133,7 @@ static void test_changed(void)
     shard_set_write(&set, "changed", sizes, 2, false);
     shard_write(name, 3 + 100, 6, false); /* the sidecar is of other samples of like sizes */
     tp_dataset *dataset;
-    CHECK(tp_dataset_create(&dataset, set.shards, 2, &err) == TP_OK);
+    CHECK(tp_dataset_create(&dataset, set.shards, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     CHECK(sample_right(dataset, 2, NULL));
     refuse_sample(dataset, 3, TP_ECORRUPT, name);
     tp_dataset_release(dataset);
@@ -172,11 +147,12 @@ static void test_changed(void)
     CHECK(sample_right(dataset, 4, NULL));
     struct tp_found found;
     CHECK(tp_dataset_find(dataset, 7, &found, NULL) == TP_OK);
-    const struct tp_member *class = tp_index_find(found.index, &found.sample, "cls");
-    CHECK(ftruncate(fd, (off_t)class->offset) == 0 && close(fd) == 0);
+    const uint64_t at = tp_index_find(found.index, &found.sample, "cls")->offset;
+    tp_found_release(dataset, &found);
+    CHECK(ftruncate(fd, (off_t)at) == 0 && close(fd) == 0);
     CHECK(sample_right(dataset, 6, NULL));
     refuse_sample(dataset, 7, TP_ECORRUPT, "the file ends, expected 1 more byte");
-    CHECK(err.offset == class->offset);
+    CHECK(err.offset == at);
     refuse_sample(dataset, 8, TP_ECORRUPT, "was cut off");
     tp_dataset_release(dataset);
     CHECK(tp_alloc_live() == 0);
@@ -243,10 +219,12 @@ static void test_out_of_memory(void)
         tp_dataset     *dataset;
         struct tp_found found;
         tp_alloc_fail_after(n);
-        tp_status st = tp_dataset_create(&dataset, set.shards, 2, &err);
+        tp_status st = tp_dataset_create(&dataset, set.shards, 2, TP_DATASET_INDEX_BYTES, &err);
         if (st == TP_OK)
             st = tp_dataset_find(dataset, 4, &found, &err);
         tp_alloc_fail_after(-1);
+        if (st == TP_OK)
+            tp_found_release(dataset, &found);
         CHECK(st == TP_OK || (st == TP_ENOMEM && err.status == TP_ENOMEM));
         passed = st == TP_OK;
         if (dataset)

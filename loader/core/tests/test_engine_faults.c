@@ -61,6 +61,7 @@ static off_t header_of(uint64_t n)
     struct tp_found found;
     CHECK(tp_dataset_find(dataset, n, &found, &err) == TP_OK);
     off_t at = (off_t)found.sample.members[0].offset - 512;
+    tp_found_release(dataset, &found);
     tp_dataset_release(dataset);
     return at;
 }
@@ -180,7 +181,7 @@ static bool starve(long n, uint32_t threads)
     tp_engine  *engine = NULL;
     unsigned    failures = 0;
     tp_alloc_fail_after(n);
-    tp_status st = tp_dataset_create(&dataset, set.shards, set.count, &err);
+    tp_status st = tp_dataset_create(&dataset, set.shards, set.count, TP_DATASET_INDEX_BYTES, &err);
     if (st == TP_OK) {
         const struct tp_engine_options options = {.dataset = dataset,
                                                   .fields = engine_fields,

@@ -1,0 +1,422 @@
+#include "lookup.h"
+
+#include "alloc.h"
+#include "rng.h"
+#include "tar.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* An index is about a thousandth of its tar; one past this is not an index. */
+#define INDEX_BYTES_MAX (UINT64_C(1) << 32)
+
+struct tp_lookup {
+    tp_source      *tar;
+    tp_pages       *pages;
+    uint64_t        samples; /* UINT64_MAX: not known yet */
+    pthread_mutex_t loading; /* around everything below but `ready` and what slots point at */
+    atomic_bool     ready;   /* `slots` stands, and what it depends on */
+    uint32_t       *starts;  /* of pages, in the text of the index; NULL: one page of everything */
+    size_t          page_count;
+    tp_page       **slots;
+    struct stat     sidecar; /* what `starts` was read from */
+};
+
+tp_status tp_lookup_create(tp_lookup **out, tp_source *tar, uint64_t samples, tp_pages *pages,
+                           struct tp_error *err)
+{
+    *out = NULL;
+    tp_lookup *lookup = tp_alloc_zero(1, sizeof *lookup);
+    if (!lookup)
+        return tp_fail(err, TP_ENOMEM, "out of memory");
+    lookup->tar = tar;
+    lookup->pages = pages;
+    lookup->samples = samples;
+    (void)pthread_mutex_init(&lookup->loading, NULL);
+    atomic_init(&lookup->ready, false);
+    *out = lookup;
+    return TP_OK;
+}
+
+/* ---- the sidecar ---------------------------------------------------------------------------- */
+
+/* "a/b.tar" -> "a/b.idx"; another name gets the suffix added.  NULL: out of memory. */
+static char *sidecar_path(const char *tar)
+{
+    size_t length = strlen(tar);
+    char  *path = tp_alloc(length + sizeof ".idx", 1);
+    if (!path)
+        return NULL;
+    if (length > 4 && strcmp(tar + length - 4, ".tar") == 0)
+        length -= 4;
+    memcpy(path, tar, length);
+    memcpy(path + length, ".idx", sizeof ".idx");
+    return path;
+}
+
+static bool is_same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+/* Read `size` bytes at `from` into *out, which the caller owns. */
+static tp_status read_range(int fd, const char *path, uint64_t from, size_t size, uint8_t **out,
+                            struct tp_error *err)
+{
+    size_t   got = 0;
+    uint8_t *text = tp_alloc(size, 1);
+    if (!text)
+        return tp_fail(err, TP_ENOMEM, "%s: out of memory for an index", path);
+    while (got < size) {
+        ssize_t more = pread(fd, text + got, size - got, (off_t)(from + got));
+        if (more < 0 && errno == EINTR)
+            continue;
+        if (more <= 0) {
+            tp_status st = tp_fail(err, TP_EIO, "%s: %s", path,
+                                   more < 0 ? strerror(errno) : "cut off while it was read");
+            tp_free(text);
+            return st;
+        }
+        got += (size_t)more;
+    }
+    *out = text;
+    return TP_OK;
+}
+
+/* Bytes [from, to) of the sidecar, up to its end where `to` is UINT64_MAX.  `info` says what the
+ * file is, and where `again` is set, has to be already.  *out stays NULL, with TP_OK, when there is
+ * no such file. */
+static tp_status read_sidecar(const char *path, uint64_t from, uint64_t to, bool again,
+                              struct stat *info, uint8_t **out, size_t *size, struct tp_error *err)
+{
+    struct stat found;
+    tp_status   st = TP_OK;
+
+    *out = NULL;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not block us */
+    if (fd < 0 && errno == ENOENT && !again)
+        return TP_OK;
+    if (fd < 0 || fstat(fd, &found) < 0)
+        st = tp_fail(err, TP_EIO,
+                     "%s: %s; check its permissions, or remove it and open the dataset again to "
+                     "have the tar scanned",
+                     path, strerror(errno));
+    else if (!S_ISREG(found.st_mode) || (uint64_t)found.st_size > INDEX_BYTES_MAX)
+        st = tp_fail(err, TP_ECORRUPT,
+                     "%s: not an index file; remove it or rebuild it with `tarpon index --force`",
+                     path);
+    else if (again && !is_same_file(info, &found))
+        st = tp_fail(err, TP_EIO,
+                     "%s: replaced while it was being read, expected the index that was there at "
+                     "first; open the dataset again",
+                     path);
+    if (st == TP_OK) {
+        *info = found;
+        *size = (size_t)((to == UINT64_MAX ? (uint64_t)found.st_size : to) - from);
+        st = read_range(fd, path, from, *size, out, err);
+    }
+    if (fd >= 0)
+        (void)close(fd);
+    return st;
+}
+
+/* ---- the whole of a shard ------------------------------------------------------------------- */
+
+static tp_status scan(const tp_lookup *lookup, tp_index **out, struct tp_error *err)
+{
+    int fd;
+    *out = NULL;
+    tp_status st = tp_source_open(lookup->tar, &fd, err);
+    if (st != TP_OK)
+        return st;
+    st = tp_index_scan(out, fd, tp_source_path(lookup->tar), err);
+    (void)close(fd);
+    return st;
+}
+
+/* Does each header follow the payload before it, from the first byte on?  *end is then where
+ * the last payload, padded, ends. */
+static bool is_gapless(const tp_index *index, uint64_t *end)
+{
+    *end = 0;
+    for (uint64_t i = 0; i < tp_index_count(index); i++) {
+        const struct tp_sample sample = tp_index_sample(index, i);
+        for (uint32_t m = 0; m < sample.member_count; m++) {
+            const struct tp_member *member = &sample.members[m];
+            if (member->offset != *end + TP_TAR_BLOCK)
+                return false;
+            /* cannot wrap: offset + size is within the file */
+            *end = member->offset + (member->size + TP_TAR_BLOCK - 1) / TP_TAR_BLOCK * TP_TAR_BLOCK;
+        }
+    }
+    return true;
+}
+
+/* Are there only zeros from `at` to the end?  The end blocks of a tar are. */
+static tp_status is_zero_from(tp_source *source, uint64_t at, bool *zero, struct tp_error *err)
+{
+    uint8_t   block[16 * TP_TAR_BLOCK];
+    uint64_t  bytes;
+    tp_status st = tp_source_bytes(source, &bytes, err);
+    for (*zero = true; st == TP_OK && *zero && at < bytes;) {
+        size_t step = bytes - at < sizeof block ? (size_t)(bytes - at) : sizeof block;
+        st = tp_source_read(source, at, NULL, 0, block, step, err);
+        for (size_t i = 0; st == TP_OK && i < step; i++)
+            *zero &= block[i] == 0;
+        at += step;
+    }
+    return st;
+}
+
+/* The places of all members, in any order, as one number: equal sets give equal numbers. */
+static uint64_t places(const tp_index *index)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < tp_index_count(index); i++) {
+        const struct tp_sample sample = tp_index_sample(index, i);
+        for (uint32_t m = 0; m < sample.member_count; m++)
+            sum += tp_rng_mix(tp_rng_mix(sample.members[m].offset) + sample.members[m].size);
+    }
+    return sum;
+}
+
+/* An index may agree with every header it names and still leave samples out, say because the tar
+ * was appended to.  With no shard list to count by, what lies between and after its members is
+ * looked at: nothing but zeros is proof enough, anything else takes a scan of the headers. */
+static tp_status check_complete(const tp_lookup *lookup, const tp_index *index,
+                                struct tp_error *err)
+{
+    uint64_t  end;
+    bool      zero = false;
+    tp_index *scanned;
+    tp_status st = TP_OK;
+    if (is_gapless(index, &end))
+        st = is_zero_from(lookup->tar, end, &zero, err);
+    if (st != TP_OK || zero)
+        return st;
+    if ((st = scan(lookup, &scanned, err)) != TP_OK)
+        return st;
+    if (tp_index_count(scanned) != tp_index_count(index) ||
+        tp_index_members(scanned) != tp_index_members(index) || places(scanned) != places(index))
+        st = tp_fail(err, TP_ECORRUPT,
+                     "%s: its index has %" PRIu64 " samples in %" PRIu64
+                     " members, not the same as the %" PRIu64 " in %" PRIu64
+                     " of the tar; rebuild it with `tarpon index --force`",
+                     tp_source_path(lookup->tar), tp_index_count(index), tp_index_members(index),
+                     tp_index_count(scanned), tp_index_members(scanned));
+    tp_index_free(scanned);
+    return st;
+}
+
+static tp_status check_count(const tp_lookup *lookup, uint64_t count, struct tp_error *err)
+{
+    if (lookup->samples == UINT64_MAX || lookup->samples == count)
+        return TP_OK;
+    return tp_fail(err, TP_ECORRUPT,
+                   "%s: its index has %" PRIu64 " samples, expected %" PRIu64
+                   " by the shard list; rebuild the one that is wrong",
+                   tp_source_path(lookup->tar), count, lookup->samples);
+}
+
+/* ---- opening -------------------------------------------------------------------------------- */
+
+/* Set up `count` empty slots; `starts` is the lookup's from here, failure or not.  Locked. */
+static tp_status set_up(tp_lookup *lookup, uint32_t *starts, size_t count, struct tp_error *err)
+{
+    lookup->slots = tp_alloc_zero(count, sizeof(tp_page *));
+    if (!lookup->slots) {
+        tp_free(starts);
+        return tp_fail(err, TP_ENOMEM, "out of memory for an index");
+    }
+    lookup->starts = starts;
+    lookup->page_count = count;
+    return TP_OK;
+}
+
+/* Make the index of everything, from `text` where that is not NULL, and what its count should be.
+ * A text without names (v1.1) is passed over for the tar.  Locked. */
+static tp_status load_whole(tp_lookup *lookup, const char *path, const uint8_t *text, size_t size,
+                            tp_index **out, struct tp_error *err)
+{
+    uint64_t  tar_bytes;
+    tp_status st = TP_OK;
+    *out = NULL;
+    if (text && (st = tp_source_bytes(lookup->tar, &tar_bytes, err)) == TP_OK) {
+        st = tp_index_parse(out, text, size, tar_bytes, path, err);
+        if (st == TP_OK && lookup->samples == UINT64_MAX)
+            st = check_complete(lookup, *out, err);
+    }
+    if (st == TP_EUNSUPPORTED || (st == TP_OK && !*out))
+        st = scan(lookup, out, err);
+    if (st == TP_OK)
+        st = check_count(lookup, tp_index_count(*out), err);
+    if (st != TP_OK) {
+        tp_index_free(*out);
+        *out = NULL;
+    }
+    return st;
+}
+
+/* Decide how the shard is indexed, and count its samples if need be.  Locked. */
+static tp_status open_text(tp_lookup *lookup, const char *path, const uint8_t *text, size_t size,
+                           struct tp_error *err)
+{
+    uint32_t *starts = NULL;
+    uint64_t  lines = 0;
+    tp_index *index = NULL;
+    tp_page  *page = NULL;
+    tp_status st = TP_OK;
+    if (text) {
+        st = tp_index_lines(&starts, &lines, text, size, TP_PAGE_SAMPLES, path, err);
+        if (st == TP_EUNSUPPORTED)
+            st = TP_OK;
+    }
+    bool paged = starts && lines == lookup->samples;
+    if (st == TP_OK && !paged) { /* somebody has to count, and may find that a line is no sample */
+        st = load_whole(lookup, path, text, size, &index, err);
+        if (st == TP_OK && lookup->samples == UINT64_MAX)
+            lookup->samples = tp_index_count(index);
+        paged = starts && st == TP_OK && lines == lookup->samples;
+    }
+    if (st != TP_OK || !paged) {
+        tp_free(starts);
+        starts = NULL;
+    }
+    if (st == TP_OK)
+        st = set_up(lookup, starts,
+                    paged ? ((size_t)lines + TP_PAGE_SAMPLES - 1) / TP_PAGE_SAMPLES : 1, err);
+    if (st == TP_OK && index && !paged) {
+        st = tp_pages_put(lookup->pages, &lookup->slots[0], index, &page, err);
+        index = NULL; /* ownership moved to the pages */
+        tp_pages_unpin(lookup->pages, page);
+    }
+    tp_index_free(index);
+    return st;
+}
+
+static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
+{
+    uint8_t  *text = NULL;
+    size_t    size = 0;
+    tp_status st = TP_OK;
+    if (atomic_load_explicit(&lookup->ready, memory_order_acquire))
+        return TP_OK;
+    (void)pthread_mutex_lock(&lookup->loading);
+    if (!atomic_load_explicit(&lookup->ready, memory_order_relaxed)) {
+        char *path = sidecar_path(tp_source_path(lookup->tar));
+        if (!path)
+            st = tp_fail(err, TP_ENOMEM, "out of memory");
+        else
+            st = read_sidecar(path, 0, UINT64_MAX, false, &lookup->sidecar, &text, &size, err);
+        if (st == TP_OK)
+            st = open_text(lookup, path, text, size, err);
+        if (st != TP_OK) {
+            tp_free(lookup->slots);
+            tp_free(lookup->starts);
+            lookup->slots = NULL;
+            lookup->starts = NULL;
+            lookup->page_count = 0;
+        }
+        tp_free(text);
+        tp_free(path);
+        atomic_store_explicit(&lookup->ready, st == TP_OK, memory_order_release);
+    }
+    (void)pthread_mutex_unlock(&lookup->loading);
+    return st;
+}
+
+/* ---- finding -------------------------------------------------------------------------------- */
+
+/* The index of page `number`.  Locked. */
+static tp_status load_page(tp_lookup *lookup, size_t number, tp_index **out, struct tp_error *err)
+{
+    uint64_t tar_bytes;
+    uint8_t *text = NULL;
+    size_t   size = 0;
+    char    *path = sidecar_path(tp_source_path(lookup->tar));
+    *out = NULL;
+    if (!path)
+        return tp_fail(err, TP_ENOMEM, "out of memory");
+    if (!lookup->starts) {
+        struct stat info;
+        tp_status   st = read_sidecar(path, 0, UINT64_MAX, false, &info, &text, &size, err);
+        if (st == TP_OK)
+            st = load_whole(lookup, path, text, size, out, err);
+        tp_free(text);
+        tp_free(path);
+        return st;
+    }
+    const uint64_t first = (uint64_t)number * TP_PAGE_SAMPLES, left = lookup->samples - first;
+    const uint64_t wanted = left < TP_PAGE_SAMPLES ? left : TP_PAGE_SAMPLES;
+    tp_status      st = read_sidecar(path, lookup->starts[number], lookup->starts[number + 1], true,
+                                     &lookup->sidecar, &text, &size, err);
+    if (st == TP_OK)
+        st = tp_source_bytes(lookup->tar, &tar_bytes, err);
+    if (st == TP_OK)
+        st = tp_index_parse_lines(out, text, size, first + 2, tar_bytes, path, err);
+    if (st == TP_OK && tp_index_count(*out) != wanted) {
+        st = tp_fail(err, TP_ECORRUPT,
+                     "%s: line %" PRIu64 " and those after it: found %" PRIu64
+                     " samples, expected one on each of %" PRIu64
+                     " lines; rebuild it with `tarpon index --force`",
+                     path, first + 2, tp_index_count(*out), wanted);
+        tp_index_free(*out);
+        *out = NULL;
+    }
+    tp_free(text);
+    tp_free(path);
+    return st;
+}
+
+tp_status tp_lookup_count(tp_lookup *lookup, uint64_t *samples, struct tp_error *err)
+{
+    tp_status st = lookup->samples == UINT64_MAX ? ensure_open(lookup, err) : TP_OK;
+    *samples = lookup->samples;
+    return st;
+}
+
+tp_status tp_lookup_find(tp_lookup *lookup, uint64_t i, tp_page **page, struct tp_sample *sample,
+                         struct tp_error *err)
+{
+    *page = NULL;
+    tp_status st = ensure_open(lookup, err);
+    if (st != TP_OK)
+        return st;
+    assert(i < lookup->samples);
+    const size_t   number = lookup->starts ? (size_t)(i / TP_PAGE_SAMPLES) : 0;
+    const uint64_t first = (uint64_t)number * TP_PAGE_SAMPLES;
+    tp_page      **slot = &lookup->slots[number];
+    *page = tp_pages_pin(lookup->pages, slot);
+    if (!*page) {
+        tp_index *index;
+        (void)pthread_mutex_lock(&lookup->loading);
+        *page = tp_pages_pin(lookup->pages, slot); /* another thread may have been quicker */
+        if (!*page && (st = load_page(lookup, number, &index, err)) == TP_OK)
+            st = tp_pages_put(lookup->pages, slot, index, page, err);
+        (void)pthread_mutex_unlock(&lookup->loading);
+    }
+    if (st == TP_OK)
+        *sample = tp_index_sample((*page)->index, i - first);
+    return st;
+}
+
+void tp_lookup_free(tp_lookup *lookup)
+{
+    if (!lookup)
+        return;
+    for (size_t i = 0; i < lookup->page_count; i++)
+        tp_pages_drop(lookup->pages, &lookup->slots[i]);
+    (void)pthread_mutex_destroy(&lookup->loading);
+    tp_free(lookup->slots);
+    tp_free(lookup->starts);
+    tp_free(lookup);
+}
