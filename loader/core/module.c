@@ -292,14 +292,22 @@ static PyObject *read_member(PyObject *self, const struct tp_found *found,
     return raise_status(state_of(Py_TYPE(self)), &err, NULL);
 }
 
-static PyObject *dataset_read(PyObject *self, PyObject *number)
+/* read(index, extensions=None) -> dict of bytes by extension; only the first there is of those */
+static PyObject *dataset_read(PyObject *self, PyObject *args)
 {
     struct tp_found found;
-    if (find_sample(self, number, &found) < 0)
+    PyObject       *number;
+    const char     *extensions = NULL;
+    if (!PyArg_ParseTuple(args, "O|z", &number, &extensions) ||
+        find_sample(self, number, &found) < 0)
         return NULL;
+    const struct tp_member *only =
+        extensions ? tp_index_find(found.index, &found.sample, extensions) : NULL;
     PyObject *sample = PyDict_New();
     for (uint32_t i = 0; sample && i < found.sample.member_count; i++) {
         const struct tp_member *member = &found.sample.members[i];
+        if (extensions && member != only)
+            continue;
         PyObject               *name = extension_of(&found, member);
         PyObject               *data = name ? read_member(self, &found, member) : NULL;
         if (!data || PyDict_SetItem(sample, name, data) < 0)
@@ -314,7 +322,7 @@ static PyObject *dataset_read(PyObject *self, PyObject *number)
 static PyMethodDef dataset_methods[] = {
     {"shard_samples", dataset_shard_samples, METH_NOARGS, NULL},
     {"sample", dataset_sample, METH_O, NULL},
-    {"read", dataset_read, METH_O, NULL},
+    {"read", dataset_read, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

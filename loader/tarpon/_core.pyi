@@ -19,7 +19,8 @@ class Dataset:
     def shard_samples(self) -> list[int]: ...
     def sample(self, index: int, /) -> tuple[int, str, list[tuple[str, int, int]]]:
         """``(shard number, key, [(extension, offset, size), ...])``."""
-    def read(self, index: int, /) -> dict[str, bytes]: ...
+    def read(self, index: int, extensions: str | None = None, /) -> dict[str, bytes]:
+        """Every component, or the first of ``"jpg;jpeg;png"`` that the sample has."""
 
 class Engine:
     """Threads that fill batches in the order they were submitted."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import tarpon
-from tarpon import _core, _pillow
+from tarpon import _cli_try, _core, _pillow
+from tarpon._cli_try import Run
 from tarpon._shards import Shard, resolve
 from tarpon.dataset import Dataset, sidecar, write_sidecar
 from tarpon.fields import IMAGE_EXTENSIONS
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tarpon {tarpon.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         many = "+" if name != "cat" else None
         command.add_argument("shards", nargs=many, help=_SHARDS_HELP)
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--force", action="store_true", help="replace the indexes that are there")
     verify = add("verify", _verify, "Read every shard back and compare tar, index and shard list.")
     verify.add_argument("--decode", action="store_true", help="also decode every image")
+    _cli_try.add_commands(add)
     return parser
 
 

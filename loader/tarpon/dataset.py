@@ -66,6 +66,14 @@ class Dataset(Sequence[dict[str, bytes]]):
         shard, key, members = self.core.sample(self._number(index))
         return self._shards[shard].path, key, members
 
+    def component(self, index: int, ext: str) -> bytes | None:
+        """The bytes of one component of sample `index`; ``None``: it has no such component.
+
+        `ext` may list alternatives, as fields do: ``"jpg;jpeg;png"``.
+        """
+        found = self.core.read(self._number(index), ext)
+        return next(iter(found.values()), None)
+
     def numbers(self, indices: Int64s) -> Int64s:
         """The numbers in the tars, all laid end to end, of the samples at `indices`."""
         return indices
