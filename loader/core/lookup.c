@@ -27,6 +27,7 @@ struct tp_lookup {
     uint32_t       *starts;  /* of pages, in the text of the index; NULL: one page of everything */
     size_t          page_count;
     tp_page       **slots;
+    tp_page        *whole;   /* that one page, pinned for good */
     struct stat     sidecar; /* what `starts` was read from */
 };
 
@@ -273,7 +274,6 @@ static tp_status open_text(tp_lookup *lookup, const char *path, const uint8_t *t
     uint32_t *starts = NULL;
     uint64_t  lines = 0;
     tp_index *index = NULL;
-    tp_page  *page = NULL;
     tp_status st = TP_OK;
     if (text) {
         st = tp_index_lines(&starts, &lines, text, size, TP_PAGE_SAMPLES, path, err);
@@ -295,9 +295,8 @@ static tp_status open_text(tp_lookup *lookup, const char *path, const uint8_t *t
         st = set_up(lookup, starts,
                     paged ? ((size_t)lines + TP_PAGE_SAMPLES - 1) / TP_PAGE_SAMPLES : 1, err);
     if (st == TP_OK && index && !paged) {
-        st = tp_pages_put(lookup->pages, &lookup->slots[0], index, &page, err);
+        st = tp_pages_put(lookup->pages, &lookup->slots[0], index, &lookup->whole, err);
         index = NULL; /* ownership moved to the pages */
-        tp_pages_unpin(lookup->pages, page);
     }
     tp_index_free(index);
     return st;
@@ -336,7 +335,7 @@ static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
 
 /* ---- finding -------------------------------------------------------------------------------- */
 
-/* The index of page `number`.  Locked. */
+/* The index of page `number`, which is not that of everything.  Locked. */
 static tp_status load_page(tp_lookup *lookup, size_t number, tp_index **out, struct tp_error *err)
 {
     uint64_t tar_bytes;
@@ -346,15 +345,6 @@ static tp_status load_page(tp_lookup *lookup, size_t number, tp_index **out, str
     *out = NULL;
     if (!path)
         return tp_fail(err, TP_ENOMEM, "out of memory");
-    if (!lookup->starts) {
-        struct stat info;
-        tp_status   st = read_sidecar(path, 0, UINT64_MAX, false, &info, &text, &size, err);
-        if (st == TP_OK)
-            st = load_whole(lookup, path, text, size, out, err);
-        tp_free(text);
-        tp_free(path);
-        return st;
-    }
     const uint64_t first = (uint64_t)number * TP_PAGE_SAMPLES, left = lookup->samples - first;
     const uint64_t wanted = left < TP_PAGE_SAMPLES ? left : TP_PAGE_SAMPLES;
     tp_status      st = read_sidecar(path, lookup->starts[number], lookup->starts[number + 1], true,
@@ -413,6 +403,7 @@ void tp_lookup_free(tp_lookup *lookup)
 {
     if (!lookup)
         return;
+    tp_pages_unpin(lookup->pages, lookup->whole);
     for (size_t i = 0; i < lookup->page_count; i++)
         tp_pages_drop(lookup->pages, &lookup->slots[i]);
     (void)pthread_mutex_destroy(&lookup->loading);

@@ -308,8 +308,8 @@ static PyObject *dataset_read(PyObject *self, PyObject *args)
         const struct tp_member *member = &found.sample.members[i];
         if (extensions && member != only)
             continue;
-        PyObject               *name = extension_of(&found, member);
-        PyObject               *data = name ? read_member(self, &found, member) : NULL;
+        PyObject *name = extension_of(&found, member);
+        PyObject *data = name ? read_member(self, &found, member) : NULL;
         if (!data || PyDict_SetItem(sample, name, data) < 0)
             Py_CLEAR(sample);
         Py_XDECREF(name);
@@ -319,7 +319,16 @@ static PyObject *dataset_read(PyObject *self, PyObject *args)
     return sample;
 }
 
+static PyObject *dataset_index_bytes(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    size_t all, idle;
+    tp_dataset_index_bytes(((struct dataset_object *)self)->dataset, &all, &idle);
+    return PyLong_FromSize_t(all);
+}
+
 static PyMethodDef dataset_methods[] = {
+    {"index_bytes", dataset_index_bytes, METH_NOARGS, NULL},
     {"shard_samples", dataset_shard_samples, METH_NOARGS, NULL},
     {"sample", dataset_sample, METH_O, NULL},
     {"read", dataset_read, METH_VARARGS, NULL},

@@ -42,7 +42,7 @@ void tp_pages_unpin(tp_pages *pages, tp_page *page);
 /* Drop the page in *slot, if there is one; nobody may have it pinned. */
 void tp_pages_drop(tp_pages *pages, tp_page **slot);
 
-/* Bytes of all pages in memory, and of those that nobody has pinned. */
+/* Bytes of all pages in memory, and of those of them that nobody has pinned. */
 void tp_pages_bytes(tp_pages *pages, size_t *all, size_t *unpinned);
 
 /* All slots must have been dropped.  Accepts NULL. */

@@ -269,7 +269,8 @@ class Loader:
         ``samples``, ``bytes`` read, ``samples_per_s``; seconds the consumer waited
         (``wait_s``); seconds summed over threads that they read (``read_s``), decoded
         (``decode_s``), waited for room (``full_s``) or for work (``idle_s``);
-        ``cache_hits``, ``retries``; ``bad_samples``: a list of shard, key, offset and reason.
+        ``held_bytes`` of batches and ``index_bytes`` in memory now; ``cache_hits``, ``retries``;
+        ``bad_samples``: a list of shard, key, offset and reason.
         """
         self._check_usable()
         sums = self._engine.stats()
@@ -279,6 +280,7 @@ class Loader:
             "bytes": int(sums["bytes"]),
             "samples_per_s": self._handed / elapsed if elapsed > 0 else 0.0,
             "wait_s": self._wait_s,
+            "index_bytes": self.dataset.core.index_bytes(),
             "cache_hits": 0,
             "retries": 0,
             "bad_samples": [
