@@ -165,7 +165,7 @@ static void *read_all(void *argument)
 {
     const struct reader *reader = argument;
     const uint64_t       count = tp_dataset_samples(reader->dataset);
-    for (uint64_t i = 0; i < count; i++)
+    for (uint64_t i = 0; i < 300; i++)
         CHECK(sample_right(reader->dataset, i * reader->step % count, NULL));
     return NULL;
 }
