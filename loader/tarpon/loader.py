@@ -327,8 +327,9 @@ class Loader:
         count = self._count_at(start)
         positions = self._order.share(start, count, self._rank, self._world_size)
         indices = self._order.samples_at(epoch, positions)
-        for slot in np.flatnonzero(np.isin(indices, list(self._bad))):
-            indices[slot] = self._substitute_for(epoch, int(positions[slot]))
+        if self._bad:
+            for slot in np.flatnonzero(np.isin(indices, list(self._bad))):
+                indices[slot] = self._substitute_for(epoch, int(positions[slot]))
         ask = Ask(
             epoch=epoch,
             step=start // self._global,
