@@ -49,7 +49,7 @@ format: setup ## rewrite Python and C in the house style
 	.venv/bin/ruff format .
 	.venv/bin/clang-format -i $(C_FILES)
 
-sanitize: setup ## the C tests and fuzz corpora under ASan+UBSan, then TSan; the loader's under ASan
+sanitize: setup ## the C tests, fuzz corpora and loader tests under ASan+UBSan, then under TSan
 	scripts/test_core.sh build/core-asan address,undefined
 	scripts/test_core.sh build/core-tsan thread
 	scripts/test_loader_sanitized.sh
