@@ -4,7 +4,7 @@ SHELL       := /bin/bash
 PY          := .venv/bin/python
 EXTRAS      := s3,torch,dali-cuda12,pipelines,dev
 CORE        := $(wildcard loader/core/*.[ch] loader/CMakeLists.txt)
-C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c
+C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c tests/loader/*.c
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format sanitize fuzz wheel bench ci clean
