@@ -4,7 +4,7 @@ SHELL       := /bin/bash
 PY          := .venv/bin/python
 EXTRAS      := s3,torch,dali-cuda12,pipelines,dev
 CORE        := $(wildcard loader/core/*.[ch] loader/CMakeLists.txt)
-C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c
+C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c tests/loader/*.c
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format sanitize fuzz wheel bench ci clean
@@ -49,7 +49,7 @@ format: setup ## rewrite Python and C in the house style
 	.venv/bin/ruff format .
 	.venv/bin/clang-format -i $(C_FILES)
 
-sanitize: setup ## the C tests and fuzz corpora under ASan+UBSan, then TSan; the loader's under ASan
+sanitize: setup ## the C tests, fuzz corpora and loader tests under ASan+UBSan, then under TSan
 	scripts/test_core.sh build/core-asan address,undefined
 	scripts/test_core.sh build/core-tsan thread
 	scripts/test_loader_sanitized.sh

@@ -1,19 +1,63 @@
 #!/usr/bin/env bash
-# Runs the loader's own tests (no torch, no DALI) against an extension built with ASan and UBSan.
+# Runs the loader's own tests (no torch, no DALI) against an extension built with sanitizers.
+#
+#   scripts/test_loader_sanitized.sh [address|thread]     without: both
 set -euo pipefail
-flags='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g'
-target=$PWD/build/asan-site
-rm -rf "$target"
-CFLAGS="$flags" LDFLAGS="$flags" .venv/bin/pip install --quiet --no-build-isolation --no-deps \
-    --target "$target" --config-settings=build-dir=build/asan --config-settings=cmake.build-type=Debug .
-# The editable install's import hook would win over PYTHONPATH.
-cat > "$target/sitecustomize.py" <<'PY'
+
+# Builds the extension with -fsanitize=$2 for itself in build/$1-site, and makes Python find it.
+build() {
+    local flags="-fsanitize=$2 -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+    target=$PWD/build/$1-site
+    rm -rf "$target" "build/$1-report"*
+    CFLAGS="$flags" LDFLAGS="$flags" .venv/bin/pip install --quiet --no-build-isolation --no-deps \
+        --target "$target" --config-settings=build-dir="build/$1" \
+        --config-settings=cmake.build-type=Debug .
+    # The editable install's import hook would win over PYTHONPATH.
+    cat > "$target/sitecustomize.py" <<'PY'
 import sys
 
 sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
 PY
-# Python itself leaks on purpose at exit; leaks of the core are looked for by the C tests.
-LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
-export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="$target"
-.venv/bin/python -c "from tarpon import _core; assert _core.__file__.startswith('$target'), _core"
-.venv/bin/python -m pytest tests/loader -q -p no:cacheprovider -m "not slow"
+}
+
+# Runs the tests in folder build/$1-site with the environment $2...; shows the first report.
+try() {
+    local python=(env PYTHONPATH="$target" "${@:2}" .venv/bin/python) report
+    "${python[@]}" -c "from tarpon import _core; assert _core.__file__.startswith('$target'), _core"
+    "${python[@]}" -m pytest tests/loader -q -p no:cacheprovider -m "not slow" || failed=$?
+    for report in build/"$1"-report*; do # pytest has the standard streams, so reports go to files
+        [ -f "$report" ] || continue
+        cat "$report" >&2
+        failed=1
+    done
+    [ "${failed:-0}" -eq 0 ] || exit "$failed"
+}
+
+under_address() {
+    build asan address,undefined
+    # Python itself leaks on purpose at exit; leaks of the core are looked for by the C tests.
+    try asan LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+        ASAN_OPTIONS="detect_leaks=0:log_path=$PWD/build/asan-report" PYTHONMALLOC=malloc \
+        UBSAN_OPTIONS="log_path=$PWD/build/asan-report:print_stacktrace=1"
+}
+
+# CPython and NumPy are not instrumented, but their locks are seen, the GIL too, and that is all
+# the order between threads that they make: no report needs to be suppressed.
+under_thread() {
+    build tsan thread
+    try tsan LD_PRELOAD="$(gcc -print-file-name=libtsan.so)" \
+        TSAN_OPTIONS="halt_on_error=1:exitcode=66:log_path=$PWD/build/tsan-report"
+}
+
+case "${1:-both}" in
+address) under_address ;;
+thread) under_thread ;;
+both)
+    under_address
+    under_thread
+    ;;
+*)
+    echo "test_loader_sanitized: sanitizer '$1', expected address or thread" >&2
+    exit 2
+    ;;
+esac

@@ -8,7 +8,7 @@
 #include <stdatomic.h>
 
 static atomic_long countdown = -1; /* test builds only: see alloc.h */
-static atomic_long live;
+static atomic_long live, calls;
 
 void tp_alloc_fail_after(long n)
 {
@@ -20,8 +20,14 @@ long tp_alloc_live(void)
     return atomic_load(&live);
 }
 
+long tp_alloc_calls(void)
+{
+    return atomic_load(&calls);
+}
+
 static bool injected_failure(void)
 {
+    atomic_fetch_add(&calls, 1);
     return atomic_load(&countdown) >= 0 && atomic_fetch_sub(&countdown, 1) == 0;
 }
 

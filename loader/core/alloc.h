@@ -22,9 +22,11 @@ void tp_free(void *memory);
 
 #ifdef TP_ALLOC_INJECT
 /* Tests only: let `n` more allocations succeed, fail the one after, then succeed again.
- * n < 0 switches injection off.  tp_alloc_live() counts blocks not yet freed. */
+ * n < 0 switches injection off.  tp_alloc_live() counts blocks not yet freed, tp_alloc_calls()
+ * every call so far for more or other memory, granted or not. */
 void tp_alloc_fail_after(long n);
 long tp_alloc_live(void);
+long tp_alloc_calls(void);
 #endif
 
 #endif

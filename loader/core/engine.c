@@ -341,6 +341,22 @@ static struct job *oldest_wanted(const tp_engine *engine)
     return job;
 }
 
+/* The shard of the slot that is longest at work, of `job`, or of any if NULL.  Locked. */
+static size_t longest_read(const tp_engine *engine, const struct job *job)
+{
+    size_t   shard = SIZE_MAX;
+    uint64_t since = UINT64_MAX;
+    for (uint32_t i = 0; i < engine->thread_count; i++) {
+        const struct thread *thread = &engine->threads[i];
+        uint64_t start = atomic_load_explicit(&thread->worker.since_ns, memory_order_relaxed);
+        if (!thread->filling || (job && thread->filling != job) || start >= since)
+            continue;
+        since = start;
+        shard = atomic_load_explicit(&thread->worker.shard, memory_order_relaxed);
+    }
+    return shard;
+}
+
 /* What the consumer is waiting for, for the message of a time-out.  Locked. */
 static tp_status describe_wait(const tp_engine *engine, const struct job *job, struct tp_error *err)
 {
@@ -350,22 +366,16 @@ static tp_status describe_wait(const tp_engine *engine, const struct job *job, s
                        "let go of earlier batches or raise buffer_bytes",
                        tp_pool_held(engine->recipe.pool));
     const tp_dataset *dataset = engine->recipe.dataset;
-    if (job->state == JOB_OPENING) {
-        size_t shard = atomic_load_explicit(&job->batch->finding, memory_order_relaxed);
-        return tp_fail(err, TP_ETIMEOUT, "reading the index of %s",
-                       tp_dataset_shard_path(dataset, shard));
-    }
-    size_t   shard = SIZE_MAX;
-    uint64_t since = UINT64_MAX;
-    for (uint32_t i = 0; i < engine->thread_count; i++) { /* the slot longest at work */
-        const struct thread *thread = &engine->threads[i];
-        uint64_t start = atomic_load_explicit(&thread->worker.since_ns, memory_order_relaxed);
-        if (thread->filling != job || start >= since)
-            continue;
-        since = start;
-        shard = atomic_load_explicit(&thread->worker.shard, memory_order_relaxed);
-    }
-    if (shard >= tp_dataset_shards(dataset))
+    size_t            shard = longest_read(engine, job);
+    for (const struct job *at = engine->oldest; at && shard == SIZE_MAX; at = at->next)
+        if (at->state == JOB_OPENING) /* it, or one before it that was cancelled */
+            return tp_fail(
+                err, TP_ETIMEOUT, "reading the index of %s",
+                tp_dataset_shard_path(
+                    dataset, atomic_load_explicit(&at->batch->finding, memory_order_relaxed)));
+    if (shard == SIZE_MAX) /* every thread still reads for what was cancelled */
+        shard = longest_read(engine, NULL);
+    if (shard == SIZE_MAX)
         return tp_fail(err, TP_ETIMEOUT, "the threads are busy with earlier batches");
     return tp_fail(err, TP_ETIMEOUT, "reading %s", tp_dataset_shard_path(dataset, shard));
 }

@@ -1,0 +1,274 @@
+"""A shard whose reads hang: the time-out names it, Ctrl-C works, and nothing is left when it ends.
+
+Local files never hang, so each scenario runs in a child process under ``stall.c``, which makes
+those of a given name hang for as long as a file says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tarpon
+
+from tests.loader.tars import samples, write_tar
+
+ROOT = Path(__file__).resolve().parents[2]
+FIELDS = {"image": tarpon.RandomResizedCrop(16), "label": tarpon.Int("cls")}
+STALL_S = 2.0
+IN_TIME_S = 5.0  # for what takes a tenth of a second on a calm machine
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shim") / "stall.so"
+    source = Path(__file__).with_name("stall.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", path, source, "-ldl"], check=True)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three shards of ten samples, a, b and c; a list that says so, and indexes beside them."""
+    for name, first in (("a", 0), ("b", 10), ("c", 20)):
+        write_tar(tmp_path / f"{name}.tar", samples(range(first, first + 10)))
+    entry = '{"url": "%s.tar", "nsamples": 10}'
+    entries = ", ".join(entry % name for name in "abc")
+    (tmp_path / "all.json").write_text(f'{{"shardlist": [{entries}]}}')
+    tarpon.index(tmp_path)
+    return tmp_path
+
+
+# ---- what runs in the child ----------------------------------------------------------------------
+
+
+@contextmanager
+def stalled(name: str) -> Iterator[None]:
+    flag = Path(os.environ["TARPON_STALL"])
+    flag.write_text(name)
+    try:
+        yield
+    finally:
+        flag.unlink()
+
+
+@contextmanager
+def stalled_for(seconds: float, name: str) -> Iterator[None]:
+    """Stalled until `seconds` have passed, whoever waits for it."""
+    flag = Path(os.environ["TARPON_STALL"])
+    flag.write_text(name)
+    timer = threading.Timer(seconds, flag.unlink)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def wait_until_stalled() -> None:
+    seen = Path(os.environ["TARPON_STALL"] + ".seen")
+    end = time.monotonic() + 10 * IN_TIME_S
+    while not seen.exists():
+        assert time.monotonic() < end, "nothing stalled"
+        time.sleep(0.002)
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def goes_on(loader: tarpon.Loader) -> None:
+    """Every batch of the epoch comes, and is the right one."""
+    loader.set_epoch(0)
+    seen = []
+    for batch in loader:
+        assert np.array_equal(batch["label"], batch.indices % 10)
+        seen += batch.indices.tolist()
+    assert sorted(seen) == list(range(30))
+
+
+def timeout_names_the_shard(folder: Path, shuffle: bool, threads_: int) -> None:
+    loader = tarpon.Loader(
+        folder / "all.json",
+        batch_size=5,
+        fields=FIELDS,
+        shuffle=shuffle,
+        threads=threads_,
+        timeout_s=0.5,
+    )
+    goes_on(loader)  # every index is read and every shard open now: only reads are left to stall
+    with stalled("/b.tar"):
+        for _ in range(2):  # the second one waits for what the first one forgot
+            start = time.monotonic()
+            with pytest.raises(tarpon.LoaderTimeoutError) as caught:
+                list(loader)
+            assert 0.5 <= time.monotonic() - start < IN_TIME_S
+            assert str(caught.value) == f"no batch within timeout_s=0.5: reading {folder / 'b.tar'}"
+    goes_on(loader)
+    loader.close()
+
+
+def timeout_names_the_index(folder: Path, name: str) -> None:
+    loader = tarpon.Loader(
+        folder / "all.json", batch_size=5, fields=FIELDS, shuffle=False, timeout_s=0.5
+    )
+    expected = f"no batch within timeout_s=0.5: reading the index of {folder / 'b.tar'}"
+    with stalled(name):
+        batches = iter(loader)
+        assert [next(batches).step, next(batches).step] == [0, 1]  # shard a comes
+        for _ in range(2):
+            start = time.monotonic()
+            with pytest.raises(tarpon.LoaderTimeoutError) as caught:
+                next(iter(loader))
+            assert 0.5 <= time.monotonic() - start < IN_TIME_S
+            assert str(caught.value) == expected
+    goes_on(loader)
+    loader.close()
+
+
+def ctrl_c_is_heard(folder: Path) -> None:
+    loader = tarpon.Loader(folder / "all.json", batch_size=5, fields=FIELDS, timeout_s=None)
+    goes_on(loader)
+    sent = []
+
+    def interrupt() -> None:
+        wait_until_stalled()
+        time.sleep(0.2)  # the consumer waits by now
+        sent.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with stalled("/b.tar"):
+        other = threading.Thread(target=interrupt)
+        other.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(loader)
+        assert time.monotonic() - sent[0] < IN_TIME_S
+        other.join()
+    goes_on(loader)
+    loader.close()
+
+
+def close_waits_for_the_read(folder: Path) -> None:
+    """close() joins the threads, and one in the kernel cannot be told to stop."""
+    loader = tarpon.Loader(folder / "all.json", batch_size=5, fields=FIELDS, timeout_s=0.3)
+    goes_on(loader)
+    with stalled("/b.tar"):
+        with pytest.raises(tarpon.LoaderTimeoutError):
+            list(loader)
+        closing = threading.Thread(target=loader.close)
+        closing.start()
+        closing.join(0.5)
+        assert closing.is_alive()
+        with pytest.raises(ValueError, match="closed"):  # other threads go on, and are told
+            next(iter(loader))
+    closing.join(IN_TIME_S)
+    assert not closing.is_alive()
+
+
+def leaving_with_does_not_wait(folder: Path) -> None:
+    with stalled_for(STALL_S, "/b.tar"):
+        start = time.monotonic()
+        loader = tarpon.Loader(folder / "all.json", batch_size=5, fields=FIELDS, timeout_s=0.3)
+        with pytest.raises(tarpon.LoaderTimeoutError), loader:
+            list(loader)
+        took = time.monotonic() - start
+    assert took < STALL_S / 2
+
+
+def ctrl_c_is_heard_by(what: Callable[[], object]) -> None:
+    def interrupt() -> None:
+        wait_until_stalled()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    with stalled_for(STALL_S, "/b.tar"):
+        other.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            what()
+        took = time.monotonic() - start
+    other.join()
+    assert took < STALL_S / 2
+
+
+def ctrl_c_while_indexing(folder: Path) -> None:
+    for index in folder.glob("*.idx"):
+        index.unlink()
+    ctrl_c_is_heard_by(lambda: tarpon.Loader(folder, batch_size=5, fields=FIELDS))
+
+
+def ctrl_c_while_opening_one_sample(folder: Path) -> None:
+    dataset = tarpon.open(folder)
+    ctrl_c_is_heard_by(lambda: dataset[15])
+
+
+def run(scenario: str, *arguments: object) -> None:
+    """Call a scenario; when it is over no thread and no file of a loader is left."""
+    before = threads(), open_files()
+    globals()[scenario](*arguments)
+    gc.collect()  # what was caught holds the frame that holds the loader
+    assert (threads(), open_files()) == before
+
+
+# ---- the tests ---------------------------------------------------------------------------------
+
+
+def in_child(shim: Path, folder: Path, scenario: str, *arguments: object) -> None:
+    code = (
+        "from pathlib import Path; from tests.loader import test_stalled_reads as scenarios; "
+        f"scenarios.run({scenario!r}, Path({str(folder)!r}), *{arguments!r})"
+    )
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {shim}".strip()
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "LD_PRELOAD": preloaded, "TARPON_STALL": str(folder / "stall")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert child.returncode == 0, child.stderr
+
+
+@pytest.mark.parametrize(("shuffle", "threads_"), [(False, 1), (True, 1), (True, 2), (True, 3)])
+def test_a_stalled_read_times_out_naming_its_shard(
+    shim: Path, folder: Path, shuffle: bool, threads_: int
+) -> None:
+    in_child(shim, folder, "timeout_names_the_shard", shuffle, threads_)
+
+
+@pytest.mark.parametrize("name", ["/b.tar", "/b.idx"])
+def test_a_stalled_index_times_out_naming_its_shard(shim: Path, folder: Path, name: str) -> None:
+    in_child(shim, folder, "timeout_names_the_index", name)
+
+
+def test_ctrl_c_is_heard_while_a_read_stalls(shim: Path, folder: Path) -> None:
+    in_child(shim, folder, "ctrl_c_is_heard")
+
+
+def test_close_waits_for_a_stalled_read_and_leaves_nothing(shim: Path, folder: Path) -> None:
+    in_child(shim, folder, "close_waits_for_the_read")
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="not heard before the read comes back: one call into C")
+@pytest.mark.parametrize(
+    "scenario",
+    ["leaving_with_does_not_wait", "ctrl_c_while_indexing", "ctrl_c_while_opening_one_sample"],
+)
+def test_open_defects(shim: Path, folder: Path, scenario: str) -> None:
+    in_child(shim, folder, scenario)
