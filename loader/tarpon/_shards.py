@@ -87,7 +87,7 @@ def _resolve_one(text: str) -> list[Shard]:
 
 
 def _look_up(text: str) -> list[Shard]:
-    if "{" in text:
+    if "{" in text and not os.path.exists(text):  # which takes a text of any length
         paths = _expand_braces(text)
         if _GLOB.search(text):
             return [shard for path in paths for shard in _look_up(path)]

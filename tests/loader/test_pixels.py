@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,7 +166,14 @@ def test_floats_are_the_normalised_bytes_to_the_last_bit(
     [
         (lambda: tarpon.RandomResizedCrop(0), "size=0, expected 1 to 16384"),
         (lambda: tarpon.CenterCrop(224, 200), "resize=200, expected at least size=224"),
+        (lambda: tarpon.CenterCrop(8, resize=2**31), "resize=2147483648, expected at least"),
+        (lambda: tarpon.CenterCrop(8, resize=9.5), "resize=9.5, expected a whole number"),
+        (lambda: tarpon.CenterCrop(True), "size=True, expected a whole number"),
+        (lambda: tarpon.CenterCrop((8, 8)), "size=(8.0, 8.0), expected 1 to 16384"),
         (lambda: tarpon.RandomResizedCrop(8, scale=(0.5, 0.1)), "scale="),
+        (lambda: tarpon.RandomResizedCrop(8, ratio=1), "ratio=1, expected 0 < low"),
+        (lambda: tarpon.RandomResizedCrop(8, ratio="ab"), "ratio='ab', expected a whole number"),
+        (lambda: tarpon.CenterCrop(8, dtype="float32", mean=3), "mean=3, expected three numbers"),
         (lambda: tarpon.RandomResizedCrop(8, flip=2), "flip=2"),
         (lambda: tarpon.RandomResizedCrop(8, dtype="int8"), "dtype='int8'"),
         (lambda: tarpon.RandomResizedCrop(8, mean=(0, 0, 0)), "use dtype='float32'"),
@@ -175,8 +183,17 @@ def test_floats_are_the_normalised_bytes_to_the_last_bit(
     ],
 )
 def test_wrong_fields(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_numpys_numbers_and_lists_are_as_good_as_pythons() -> None:
+    plain = tarpon.RandomResizedCrop(8, dtype="float32", mean=(1, 2, 3), scale=(0.5, 1))
+    other = tarpon.RandomResizedCrop(
+        np.int64(8), dtype="float32", mean=np.array([1, 2, 3]), scale=[0.5, 1]
+    )
+    assert plain == other
+    assert hash(plain) == hash(other)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

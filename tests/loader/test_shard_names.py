@@ -110,6 +110,7 @@ def test_a_folder_is_its_tars_and_nothing_else(tmp_path: Path) -> None:
         ("t-{1..003}.tar", ["t-001.tar", "t-002.tar", "t-003.tar"]),
         ("{a,b}-{0..1}.tar", ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar"]),
         ("a{,-b}.tar", ["a.tar", "a-b.tar"]),
+        (f"{{{'a,' * 200}b}}.tar", ["a.tar"] * 200 + ["b.tar"]),  # longer than a name may be
         ("a.tar::b-{0..1}.tar", None),  # a.tar is not there
     ],
 )
@@ -127,6 +128,13 @@ def test_braces_and_a_glob(tmp_path: Path) -> None:
         write_tar(tmp_path / folder / "0.tar", samples([1]))
     names = [shard.path for shard in resolve(f"{tmp_path}/{{train,val}}/*.tar")]
     assert names == [f"{tmp_path}/train/0.tar", f"{tmp_path}/val/0.tar"]
+
+
+def test_names_that_look_like_patterns_and_are_there(tmp_path: Path) -> None:
+    for name in ("a{1,2}.tar", "b[0].tar", "c*.tar"):
+        tar = write_tar(tmp_path / name, samples([1]))
+        assert tarpon.open(tar).shards == [str(tar)]
+    assert len(tarpon.open(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(
