@@ -7,10 +7,10 @@ CORE        := $(wildcard loader/core/*.[ch] loader/CMakeLists.txt)
 C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c tests/loader/*.c
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format sanitize fuzz wheel bench ci clean
+.PHONY: help setup demo test test-fast lint format sanitize arm64 fuzz wheel bench ci clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.built ## install what is missing, make .venv, build the extension
 	@echo "ready: source .venv/bin/activate"
@@ -53,6 +53,9 @@ sanitize: setup ## the C tests, fuzz corpora and loader tests under ASan+UBSan, 
 	scripts/test_core.sh build/core-asan address,undefined
 	scripts/test_core.sh build/core-tsan thread
 	scripts/test_loader_sanitized.sh
+
+arm64: setup ## the C tests cross-built for arm64, under qemu; not part of ci, two minutes
+	scripts/test_core_arm64.sh build/core-arm64
 
 fuzz: setup ## fuzz each parser for SECONDS_EACH (default 60) with clang's libFuzzer
 	scripts/fuzz.sh $${SECONDS_EACH:-60}

@@ -50,7 +50,7 @@ def test_every_command_of_the_loader_parses() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_targets_and_linked_files_exist(page: str) -> None:
     targets = {word for words in commands(page, "make") for word in words[1:]}
-    assert targets <= set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+    assert targets <= set(re.findall(r"^([a-z0-9-]+):", text("Makefile"), re.MULTILINE))
     for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text(page)):
         assert (ROOT / page).parent.joinpath(link).exists(), link
 

@@ -73,8 +73,9 @@ static uint8_t exif_orientation(struct span tiff)
             continue;
         const size_t width = type == 3 ? 2 : type == 4 ? 4 : 0; /* SHORT, LONG */
         found = 1;
-        if (width && count == 1 && tiff_number(tiff, entry + 8, width, &value) && value >= 1 &&
-            value <= 8)
+        /* the first, where there are more of them, but for a list too long to stand here */
+        if (width && count >= 1 && count <= 4 / width &&
+            tiff_number(tiff, entry + 8, width, &value) && value >= 1 && value <= 8)
             found = (uint8_t)value;
     }
     return found;

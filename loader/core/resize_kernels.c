@@ -213,6 +213,87 @@ static const struct tp_kernels kernels_avx512 = {
 };
 #endif
 
+#if defined(__AARCH64EL__)
+#include <arm_neon.h>
+
+/* A product cut off at its 8th bit is the one with the weight's high byte, whole, and that with
+ * its low byte, cut: both fit 16 bits. */
+static void vertical_neon(uint8_t *out, const uint8_t *const *rows, const uint16_t *weights,
+                          size_t taps, size_t bytes)
+{
+    const uint16x8_t rounding = vdupq_n_u16((uint16_t)row_rounding(taps));
+
+    for (size_t at = 0; at < bytes; at += 32) {
+        uint16x8_t sums[4] = {vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0)};
+        for (size_t k = 0; k < taps; k++) {
+            const uint8x16_t high = vdupq_n_u8((uint8_t)(weights[k] >> 8));
+            const uint8x16_t low = vdupq_n_u8((uint8_t)weights[k]);
+            const uint8_t   *row = rows[k] + at;
+            for (size_t i = 0; i < 4; i += 2, row += 16) {
+                const uint8x16_t r = vld1q_u8(row);
+                sums[i] = vmlal_u8(sums[i], vget_low_u8(r), vget_low_u8(high));
+                sums[i + 1] = vmlal_high_u8(sums[i + 1], r, high);
+                sums[i] = vsraq_n_u16(sums[i], vmull_u8(vget_low_u8(r), vget_low_u8(low)), 8);
+                sums[i + 1] = vsraq_n_u16(sums[i + 1], vmull_high_u8(r, low), 8);
+            }
+        }
+        for (size_t i = 0; i < 4; i++)
+            vst1_u8(out + at + i * 8, vshrn_n_u16(vqaddq_u16(sums[i], rounding), 8));
+    }
+}
+
+/* From four RGB pixels, 12 bytes: the first two, and the last two, as words of RGB0; and back. */
+static const uint8_t tbl_taps01[16] = {0, 255, 1, 255, 2, 255, 255, 255,
+                                       3, 255, 4, 255, 5, 255, 255, 255};
+static const uint8_t tbl_taps23[16] = {6, 255, 7,  255, 8,  255, 255, 255,
+                                       9, 255, 10, 255, 11, 255, 255, 255};
+static const uint8_t tbl_drop_fourth[16] = {0,  1,  2,  4,  5,   6,   8,   9,
+                                            10, 12, 13, 14, 255, 255, 255, 255};
+
+/* One output: red, green, blue and 0, rounded to pixels. */
+static inline int16x4_t pixel_neon(const uint8_t *from, const int16_t *weights, size_t taps)
+{
+    const uint8x16_t taps01 = vld1q_u8(tbl_taps01), taps23 = vld1q_u8(tbl_taps23);
+    int32x4_t        sum01 = vdupq_n_s32(0), sum23 = sum01;
+
+    for (size_t k = 0; k < taps; k += TP_GROUP, from += TP_GROUP * 3, weights += TP_BLOCK) {
+        const uint8x16_t pixels = vld1q_u8(from);
+        const int16x8_t  words01 = vreinterpretq_s16_u8(vqtbl1q_u8(pixels, taps01));
+        const int16x8_t  words23 = vreinterpretq_s16_u8(vqtbl1q_u8(pixels, taps23));
+        const int16x4_t  weights01 = vld1_s16(weights);
+        const int16x4_t  weights23 = vld1_s16(weights + TP_BLOCK / 2);
+        sum01 = vmlal_lane_s16(sum01, vget_low_s16(words01), weights01, 0);
+        sum23 = vmlal_lane_s16(sum23, vget_low_s16(words23), weights23, 0);
+        sum01 = vmlal_high_lane_s16(sum01, words01, weights01, 1);
+        sum23 = vmlal_high_lane_s16(sum23, words23, weights23, 1);
+    }
+    return vrshrn_n_s32(vaddq_s32(sum01, sum23), 14);
+}
+
+static void horizontal_neon(uint8_t *out, const uint8_t *row, const uint32_t *first,
+                            const int16_t *weights, size_t taps, size_t pixels)
+{
+    const uint8x16_t drop_fourth = vld1q_u8(tbl_drop_fourth);
+
+    for (size_t x = 0; x < pixels; x += TP_GROUP) {
+        int16x4_t done[TP_GROUP];
+        for (size_t i = 0; i < TP_GROUP; i++)
+            done[i] = pixel_neon(row + first[x + i], weights + i * 8, taps);
+        const int8x8_t  rgb0_01 = vmovn_s16(vcombine_s16(done[0], done[1]));
+        const int8x8_t  rgb0_23 = vmovn_s16(vcombine_s16(done[2], done[3]));
+        const int8x16_t rgb0 = vcombine_s8(rgb0_01, rgb0_23);
+        vst1q_u8(out + x * 3, vqtbl1q_u8(vreinterpretq_u8_s8(rgb0), drop_fourth));
+        weights += taps / TP_GROUP * TP_BLOCK;
+    }
+}
+
+static const struct tp_kernels kernels_neon = {
+    .name = "neon",
+    .vertical = vertical_neon,
+    .horizontal = horizontal_neon,
+};
+#endif
+
 size_t tp_kernels_list(const struct tp_kernels *sets[3])
 {
     size_t count = 0;
@@ -223,6 +304,8 @@ size_t tp_kernels_list(const struct tp_kernels *sets[3])
     if (count == 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512vbmi"))
         sets[count++] = &kernels_avx512;
+#elif defined(__AARCH64EL__)
+    sets[count++] = &kernels_neon; /* every such processor has it */
 #endif
     return count;
 }

@@ -352,23 +352,30 @@ static tp_status refuse_compressed(const struct scan *scan, const uint8_t *bytes
                                    struct tp_error *err)
 {
     static const struct {
-        const char *magic, *kind, *command;
+        const char *magic, *kind, *command, *ending;
         size_t      size;
     } known[] = {
-        {"\x1f\x8b", "gzip", "gunzip", 2},
-        {"BZh", "bzip2", "bunzip2", 3},
+        {"\x1f\x8b", "gzip", "gunzip", ".gz", 2},
+        {"BZh", "bzip2", "bunzip2", ".bz2", 3},
         {"\xfd"
          "7zXZ",
-         "xz", "unxz", 6}, /* with its NUL */
-        {"\x28\xb5\x2f\xfd", "zstd", "unzstd", 4},
-        {"\x04\x22\x4d\x18", "lz4", "unlz4", 4},
+         "xz", "unxz", ".xz", 6}, /* with its NUL */
+        {"\x28\xb5\x2f\xfd", "zstd", "unzstd", ".zst", 4},
+        {"\x04\x22\x4d\x18", "lz4", "unlz4", ".lz4", 4},
     };
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (size >= known[i].size && memcmp(bytes, known[i].magic, known[i].size) == 0)
-            return tp_fail_at(err, TP_EUNSUPPORTED, 0,
-                              "%s: compressed with %s, expected a plain tar, whose samples can be "
-                              "read one by one; rewrite it with `%s`",
-                              scan->source->where, known[i].kind, known[i].command);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (size < known[i].size || memcmp(bytes, known[i].magic, known[i].size) != 0)
+            continue;
+        /* to the name without its ending, and where it has none, to one beside it */
+        const char  *where = scan->source->where;
+        const size_t length = strlen(where), end = strlen(known[i].ending);
+        const bool   named = length > end && strcmp(where + length - end, known[i].ending) == 0;
+        return tp_fail_at(err, TP_EUNSUPPORTED, 0,
+                          "%s: compressed with %s, expected a plain tar, whose samples can be read "
+                          "one by one; rewrite it with `%s < '%s' > '%.*s%s'`",
+                          where, known[i].kind, known[i].command, where,
+                          (int)(named ? length - end : length), where, named ? "" : ".plain.tar");
+    }
     return TP_OK;
 }
 
@@ -464,7 +471,9 @@ tp_status tp_tar_scan(const struct tp_tar_source *source, struct tp_tar_scratch 
     tp_status   st = TP_OK;
 
     if (total == 0)
-        return tp_fail_at(err, TP_ECORRUPT, 0, "%s: an empty file, expected a tar", source->where);
+        return tp_fail_at(err, TP_ECORRUPT, 0,
+                          "%s: an empty file, expected a tar; copy or make the shard again",
+                          source->where);
     if (total > INT64_MAX - TP_TAR_BLOCK) /* from here on no sum of offsets can wrap */
         return tp_fail_at(err, TP_ERANGE, 0, "%s: %" PRIu64 " bytes, more than any file has",
                           source->where, total);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
@@ -12,10 +13,12 @@ from tarpon import _core
 from tarpon.fields import CenterCrop, Crop
 
 _JPEG = b"\xff\xd8\xff"
+# Pillow knows more, such as EPS, for which it starts Ghostscript on the bytes.
+_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 
 class UndecodableError(ValueError):
-    """The bytes are no image that Pillow knows."""
+    """The bytes are no image of a kind that is decoded."""
 
 
 def decode(data: bytes | memoryview) -> npt.NDArray[np.uint8]:
@@ -57,17 +60,29 @@ def crop(
     if field.dtype != "uint8":
         mean = np.asarray(field.mean or (0, 0, 0), np.float32)
         std = np.asarray(field.std or (1, 1, 1), np.float32)
-        pixels = ((pixels - mean) / std).astype(field.dtype)
+        with np.errstate(over="ignore"):  # infinite in float16, as the core has it
+            pixels = ((pixels - mean) / std).astype(field.dtype)
     return pixels.transpose(2, 0, 1) if field.layout == "NCHW" else pixels
 
 
 def _open(data: bytes | memoryview) -> Image.Image:
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=_formats()))
         if image.mode.startswith("I;16"):  # convert() would clip 16 bits, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image.info.pop("transparency", None)  # not for RGB; convert() would warn of some
         return image.convert("RGB")
     except UnidentifiedImageError as error:  # its text holds an address
-        raise UndecodableError("of no kind that Pillow knows, expected an image") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        kinds = ", ".join(("JPEG", *_formats()))
+        raise UndecodableError(f"of no kind that is read, expected an image: {kinds}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # hostile bytes draw TypeError, RuntimeError, ... out of Pillow
         raise UndecodableError(f"{error}, expected an image") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)

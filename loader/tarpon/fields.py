@@ -7,6 +7,8 @@ each other: ``"jpg;jpeg;png"`` takes the first one that a sample has.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
@@ -87,6 +89,25 @@ class Image(Field):
     ext: str = IMAGE_EXTENSIONS
 
 
+def _plain(field: Field, *names: str) -> None:
+    """Make plain numbers, and tuples of floats, of NumPy's and of lists: they hash and compare."""
+    for name in names:
+        value = getattr(field, name)
+        try:
+            if isinstance(value, bool | str):
+                raise TypeError
+            if isinstance(value, Iterable):
+                value = tuple(map(float, value))
+            elif value is not None:
+                value = operator.index(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(field).__name__}: {name}={value!r}, expected a whole number of pixels, or "
+                "a tuple of numbers where there are several"
+            ) from error
+        object.__setattr__(field, name, value)
+
+
 def _check_output(
     name: str, size: int, dtype: Dtype, layout: Layout, mean: Triple | None, std: Triple | None
 ) -> None:
@@ -103,14 +124,19 @@ def _check_output(
             "use dtype='float32' or 'float16', or normalise later"
         )
     for key, values in (("mean", mean), ("std", std)):
-        if values is not None and (len(values) != 3 or not all(map(math.isfinite, values))):
+        if values is not None and not (
+            isinstance(values, tuple) and len(values) == 3 and all(map(math.isfinite, values))
+        ):
             raise ValueError(f"{name}: {key}={values!r}, expected three numbers in 0..255")
     if std is not None and min(std) <= 0:
         raise ValueError(f"{name}: std={std!r}, expected three positive numbers")
 
 
 def _check_range(name: str, key: str, low_high: tuple[float, float], most: float) -> None:
-    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= most:
+    if (
+        not (isinstance(low_high, tuple) and len(low_high) == 2)
+        or not 0 < low_high[0] <= low_high[1] <= most
+    ):
         raise ValueError(f"{name}: {key}={low_high!r}, expected 0 < low <= high <= {most:g}")
 
 
@@ -151,6 +177,7 @@ class RandomResizedCrop(Field):
 
     def __post_init__(self) -> None:
         Field.__post_init__(self)
+        _plain(self, "size", "scale", "ratio", "mean", "std")
         _check_output("RandomResizedCrop", self.size, self.dtype, self.layout, self.mean, self.std)
         _check_range("RandomResizedCrop", "scale", self.scale, 1.0)
         _check_range("RandomResizedCrop", "ratio", self.ratio, math.inf)
@@ -185,8 +212,9 @@ class CenterCrop(Field):
 
     def __post_init__(self) -> None:
         Field.__post_init__(self)
+        _plain(self, "size", "resize", "mean", "std")
         _check_output("CenterCrop", self.size, self.dtype, self.layout, self.mean, self.std)
-        if self.resize is not None and self.resize < self.size:
+        if self.resize is not None and not self.size <= self.resize < 2**31:
             raise ValueError(
                 f"CenterCrop: resize={self.resize}, expected at least size={self.size}; "
                 "the square would leave the image"

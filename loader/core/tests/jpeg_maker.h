@@ -16,6 +16,7 @@ struct making {
     J_COLOR_SPACE  space; /* as stored: greyscale, YCbCr, RGB, CMYK or YCCK */
     int            h, v;  /* sampling of the first channel over the others; 0 means 1 */
     bool           progressive;
+    bool           arithmetic; /* coding, rather than Huffman */
     bool           many_scans; /* more than TP_JPEG_MAX_SCANS */
     unsigned       restart;    /* blocks between restart markers */
     int            quality;    /* 0 means 90 */
@@ -77,6 +78,7 @@ static inline size_t make_jpeg(const struct making *making, uint8_t **bytes)
         jpeg_simple_progression(&jpeg);
     if (making->many_scans)
         maker_many_scans(&jpeg, scans);
+    jpeg.arith_code = making->arithmetic;
     jpeg.restart_interval = making->restart;
     jpeg_start_compress(&jpeg, TRUE);
     if (making->app1)

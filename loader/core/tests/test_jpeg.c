@@ -27,6 +27,10 @@ static const struct making kinds[] = {
     {"progressive 4:4:4", .width = 99, .height = 71, .space = JCS_YCbCr, .progressive = true},
     {"progressive grey", .width = 99, .height = 71, .space = JCS_GRAYSCALE, .progressive = true},
     {"progressive ycck", .width = 99, .height = 71, .space = JCS_YCCK, .progressive = true},
+    {"arithmetic", .width = 150, .height = 131, .space = JCS_YCbCr, .h = 2, .v = 2,
+     .arithmetic = true},
+    {"arithmetic progressive", .width = 99, .height = 71, .space = JCS_YCbCr, .progressive = true,
+     .arithmetic = true},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 

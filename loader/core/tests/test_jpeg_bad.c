@@ -167,7 +167,9 @@ static void strange_exif(void)
         exif[type] = 2; /* text */
         CHECK(orientation_of(exif, 32) == 1);
         (void)make_exif(exif, 6, big);
-        exif[count] = 3; /* three orientations */
+        exif[count] = 2; /* two orientations: the first */
+        CHECK(orientation_of(exif, 32) == 6);
+        exif[count] = 3; /* three, which lie elsewhere */
         CHECK(orientation_of(exif, 32) == 1);
         (void)make_exif(exif, 6, big);
         memset(exif + 10, 0xff, 4); /* the directory far outside */

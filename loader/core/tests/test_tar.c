@@ -236,12 +236,14 @@ static void test_compressed(void)
         const char *magic, *command;
         size_t      size;
     } kinds[] = {
-        {"\x1f\x8b\x08", "gunzip", 3},
+        {"\x1f\x8b\x08", "compressed with gzip", 3},
+        {"\x1f\x8b\x08", "`gunzip < 't.tar' > 't.tar.plain.tar'`", 3},
         {"BZh91AY", "bunzip2", 7},
         {"\xfd"
          "7zXZ\0",
          "unxz", 6},
         {"\x28\xb5\x2f\xfd", "unzstd", 4},
+        {"\x04\x22\x4d\x18", "unlz4", 4},
     };
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         fresh();
