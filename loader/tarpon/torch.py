@@ -6,6 +6,7 @@ processes; order, state and pixels are the Loader's, and nothing here decides ab
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -16,12 +17,14 @@ import torch.utils.data
 
 from tarpon._shards import Shards
 from tarpon.batch import Batch, Ragged
+from tarpon.dataset import Dataset
 from tarpon.errors import StateMismatchError
 from tarpon.fields import Field
 from tarpon.loader import Loader, _default_threads, _place
 
 _RESERVED = ("indices", "valid")
 _WORKERS_MOST = 1024
+_ORDER_BYTES = 1024  # more than a state takes
 
 
 class RaggedTensor(NamedTuple):
@@ -105,7 +108,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
 
     def __init__(
         self,
-        shards: Shards,
+        shards: Shards | Dataset,
         *,
         batch_size: int,
         fields: Mapping[str, Field] | None = None,
@@ -127,7 +130,9 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
     ) -> None:
         if isinstance(fields, Mapping):
             _refuse_reserved(fields)
-        self._shards = shards if isinstance(shards, str | os.PathLike) else list(shards)
+        if not isinstance(shards, str | os.PathLike | Dataset):
+            shards = list(shards)
+        self._shards = shards
         self._transform = transform
         self._rank, self._world_size, self._threads = rank, world_size, threads
         self._options: dict[str, Any] = {
@@ -150,6 +155,10 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         # began, and workers may live for one only; each writes its own row, so none waits.
         self._starts = torch.zeros(_WORKERS_MOST, 3, dtype=torch.int64)
         self._starts.share_memory_()  # type: ignore[no-untyped-call]
+        # The order of the state that was loaded last, which all processes have to follow: JSON,
+        # after a byte that says it is there, which is written last.
+        self._order = torch.zeros(_ORDER_BYTES, dtype=torch.uint8)
+        self._order.share_memory_()  # type: ignore[no-untyped-call]
         self._start = (0, 0)  # of this process, if it is no worker; else where its `for` stands
         self._loader: Loader | None = None
         self._pid = -1  # whose `_loader` is
@@ -179,7 +188,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
 
     def _share(self, epoch: int, position: int, worker: int, workers: int) -> Iterator[Any]:
         """The worker's part of an epoch of which `position` samples were handed over."""
-        loader = self._here()
+        loader = self._in_order(self._here())
         samples = self._global_batch()
         if position % samples and position < loader.num_samples:
             raise StateMismatchError(
@@ -213,17 +222,17 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         Raises:
             RuntimeError: Called beside workers, whose position this process does not know.
         """
-        in_worker = torch.utils.data.get_worker_info() is not None
-        if not in_worker and self._starts[:, 2].any():
+        mine = self._workers()
+        if not mine and self._starts[:, 2].any():
             raise RuntimeError(
                 "state_dict() of a dataset that DataLoader workers iterate: this process does not "
                 "know which of their batches were handed over; use the state_dict() of torchdata's "
                 "StatefulDataLoader, or num_workers=0, or set_epoch() between epochs"
             )
-        if not in_worker and self._is_mine():
+        if not mine and self._is_mine():
             return self._here().state_dict()
         epoch, position = self._start
-        return self._known().state_dict() | {"epoch": epoch, "position": position}
+        return self._known().state_dict() | {"epoch": epoch, "position": position} | mine
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state` was taken, by this class or by a Loader.
@@ -235,9 +244,20 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         Raises:
             StateMismatchError: It is of another dataset, seed, shuffle or order; names both.
         """
-        known = self._known()
+        known, mine = self._known(), self._workers()
+        for key in ("workers", "samples_per_step"):
+            if isinstance(state, Mapping) and state.get(key) != mine.get(key):
+                raise StateMismatchError(
+                    f"state of {key} {state.get(key)}, this process has {mine.get(key)}; what a "
+                    "worker saved is for the same worker of as many, with the same batch size"
+                )
         known.load_state_dict(state)
         epoch, position = state["epoch"], state["position"]
+        order = known.state_dict()
+        del order["epoch"], order["position"]
+        text = json.dumps(order).encode().ljust(_ORDER_BYTES - 1)
+        self._order[1:] = torch.tensor([*text], dtype=torch.uint8)
+        self._order[0] = 1
         worker = torch.utils.data.get_worker_info()
         if worker is not None:
             self._starts[worker.id, :2] = torch.tensor([epoch, position])
@@ -254,12 +274,34 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
             self._move(self._here())
 
     def _move(self, loader: Loader) -> None:
+        self._in_order(loader)
         epoch, position = self._start
         loader.load_state_dict(loader.state_dict() | {"epoch": epoch, "position": position})
 
     # ---- inside ----------------------------------------------------------------------------------
 
+    def _workers(self) -> dict[str, int]:
+        """What a worker's state is bound to; nothing in the main process."""
+        worker = torch.utils.data.get_worker_info()
+        if worker is None:
+            return {}
+        return {"workers": worker.num_workers, "samples_per_step": self._global_batch()}
+
+    def _in_order(self, loader: Loader) -> Loader:
+        """`loader`, in the order of the last state that any process loaded."""
+        if not self._order[0]:
+            return loader
+        saved = json.loads(bytes(self._order[1:].tolist()))
+        if not saved.items() <= loader.state_dict().items():
+            loader.load_state_dict(saved | {"epoch": 0, "position": 0})
+        return loader
+
     def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self._shards, Dataset):
+            raise TypeError(
+                f"{self._shards!r} cannot go to another process, expected paths; give the paths, "
+                "or start workers with multiprocessing_context='fork'"
+            )
         # A worker that is spawned has no process group to ask for its rank.
         parents = self._place()
         return self.__dict__ | {"_loader": None, "_facts": None, "_parents_place": parents}
@@ -288,12 +330,12 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         if self._facts is None or self._facts[0] != place:
             with self._make(threads=1) as loader:
                 self._facts = (place, loader)
-        return self._facts[1]
+        return self._in_order(self._facts[1])
 
     def _make(self, threads: int | None) -> Loader:
         rank, world_size = self._place()
-        return Loader(
-            self._shards, rank=rank, world_size=world_size, threads=threads, **self._options
+        return self._in_order(
+            Loader(self._shards, rank=rank, world_size=world_size, threads=threads, **self._options)
         )
 
     def _place(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ FIELDS = {"image": tarpon.RandomResizedCrop(16), "label": tarpon.Int("cls")}
 N = 103
 
 
-def make(shards: Path, **options: Any) -> tarpon.torch.IterableDataset:
+def make(shards: Path | tarpon.Dataset, **options: Any) -> tarpon.torch.IterableDataset:
     return tarpon.torch.IterableDataset(
         shards, **{"batch_size": 10, "fields": FIELDS, "seed": 3} | options
     )
 
 
-def epochs(shards: Path, count: int, **options: Any) -> list[list[tarpon.Batch]]:
+def epochs(shards: Path | tarpon.Dataset, count: int, **options: Any) -> list[list[tarpon.Batch]]:
     """What a Loader hands over in the first epochs: what everything here is compared with."""
     with tarpon.Loader(
         shards, **{"batch_size": 10, "fields": FIELDS, "seed": 3} | options
@@ -148,6 +149,7 @@ def test_more_workers_than_steps_and_a_short_last_batch(shards: Path) -> None:
     assert indices(found) == indices(expected)
 
 
+@pytest.mark.slow
 def test_spawned_workers_keep_the_rank_of_the_process_that_starts_them(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +320,10 @@ def run(loader: StatefulDataLoader[Any], until: int) -> Iterator[tuple[list[int]
                 return
 
 
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True), (3, False)])
+@pytest.mark.parametrize(
+    ("workers", "persistent"),
+    [(0, False), (2, False), (2, True), pytest.param(3, False, marks=pytest.mark.slow)],
+)
 def test_stateful_dataloader_resumes_at_every_step(
     shards: Path, workers: int, persistent: bool
 ) -> None:
@@ -365,6 +370,45 @@ def test_a_position_between_two_steps(shards: Path) -> None:
         list(DataLoader(dataset, batch_size=None, num_workers=2))
     dataset.load_state_dict(state)
     assert [index for step in indices(dataset) for index in step][:75] == rest
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_the_order_of_a_loaded_state_holds_in_every_process(
+    shards: Path, workers: int, persistent: bool
+) -> None:
+    other = {"lanes": 1, "window_samples": 20}
+    whole = [step for epoch in epochs(shards, 3, **other) for step in indices(epoch)]
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=3, **other) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+    dataset = make(shards)
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, persistent_workers=persistent
+    )
+    assert indices(loader) == indices(epochs(shards, 1)[0]) != whole[:10]
+    dataset.load_state_dict(state)
+    assert indices(loader) + indices(loader) == whole[1:20]
+    dataset.set_epoch(2)
+    assert dataset.state_dict() == state | {"epoch": 2, "position": 0}
+    assert indices(loader) == whole[20:]
+
+
+def test_a_workers_state_is_for_the_same_steps(shards: Path) -> None:
+    ((_, state),) = run(StatefulDataLoader(make(shards), batch_size=None, num_workers=2), 1)
+    resumed = StatefulDataLoader(make(shards, batch_size=5), batch_size=None, num_workers=2)
+    resumed.load_state_dict(state)
+    with pytest.raises(tarpon.StateMismatchError, match="samples_per_step 10, this process has 5"):
+        list(resumed)
+
+
+def test_an_opened_dataset_works_in_forked_workers_only(shards: Path) -> None:
+    view = tarpon.view(shards, np.arange(50).repeat(2))
+    (expected,) = epochs(view, 1)
+    for workers in (0, 2):
+        loader = DataLoader(make(view), batch_size=None, num_workers=workers)
+        assert indices(loader) == indices(expected)
+    with pytest.raises(TypeError, match="cannot go to another process, expected paths"):
+        pickle.dumps(make(view))
 
 
 def test_a_state_of_something_else_is_refused(shards: Path) -> None:
