@@ -21,7 +21,7 @@ struct tp_dataset {
     atomic_long          owners;
     struct tp_open_files files;
     tp_pages            *pages;
-    size_t               count;
+    size_t               count, room;
     uint64_t             samples;
     struct shard        *shards;
 };
@@ -55,8 +55,17 @@ static tp_status add_shard(tp_dataset *dataset, const struct tp_shard *from, str
     return TP_OK;
 }
 
-tp_status tp_dataset_create(tp_dataset **out, const struct tp_shard *shards, size_t count,
-                            size_t index_bytes, struct tp_error *err)
+tp_status tp_dataset_add(tp_dataset *dataset, const struct tp_shard *shard, struct tp_error *err)
+{
+    assert(dataset->count < dataset->room);
+    tp_status st = add_shard(dataset, shard, err);
+    if (st != TP_OK && err)
+        err->shard = shard->path; /* the dataset's is about to go */
+    return st;
+}
+
+tp_status tp_dataset_create(tp_dataset **out, size_t count, size_t index_bytes,
+                            struct tp_error *err)
 {
     *out = NULL;
     tp_dataset *dataset = tp_alloc_zero(1, sizeof *dataset);
@@ -65,14 +74,10 @@ tp_status tp_dataset_create(tp_dataset **out, const struct tp_shard *shards, siz
     atomic_init(&dataset->owners, 1);
     atomic_init(&dataset->files.left, open_files_allowed());
     dataset->files.below = (int)open_files_allowed();
+    dataset->room = count;
     tp_status st = tp_pages_create(&dataset->pages, index_bytes, err);
     if (st == TP_OK && !(dataset->shards = tp_alloc_zero(count, sizeof *dataset->shards)))
         st = tp_fail(err, TP_ENOMEM, "out of memory for %zu shards", count);
-    for (size_t i = 0; st == TP_OK && i < count; i++) {
-        st = add_shard(dataset, &shards[i], err);
-        if (st != TP_OK && err)
-            err->shard = shards[i].path; /* the caller's: the dataset's is about to go */
-    }
     if (st != TP_OK)
         tp_dataset_release(dataset);
     else

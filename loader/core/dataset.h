@@ -1,9 +1,10 @@
 /* dataset.h -- shards laid end to end: sample number i of the whole, found and read.
  *
- *     tp_dataset_create --> tp_dataset_find, tp_dataset_read, tp_found_release ... --> release
+ *     create --> tp_dataset_add ... --> tp_dataset_find, tp_dataset_read, tp_found_release ... -->
+ * release
  *
  * A shard's index is read when one of its samples is first wanted, a page at a time: see lookup.h.
- * Shards whose sample count the caller does not know are indexed at creation.  Nothing is written.
+ * Shards whose sample count the caller does not know are indexed when added.  Nothing is written.
  * Any number of threads may find and read; all of it touches the disk, so the binding drops the
  * GIL around it. */
 #ifndef TARPON_DATASET_H
@@ -34,11 +35,16 @@ struct tp_found {
     tp_page         *page; /* private */
 };
 
-/* `index_bytes`: what indexes that nobody uses may hold in memory.  TP_OK: the caller owns one
- * reference to *out.  TP_EIO, TP_ECORRUPT, TP_EUNSUPPORTED: a shard
- * that had to be indexed; the message names it.  TP_ENOMEM. */
-TP_MUST_CHECK tp_status tp_dataset_create(tp_dataset **out, const struct tp_shard *shards,
-                                          size_t count, size_t index_bytes, struct tp_error *err);
+/* A dataset with room for `count` shards and none in it.  `index_bytes`: what indexes that nobody
+ * uses may hold in memory.  TP_OK: the caller owns one reference to *out.  TP_ENOMEM. */
+TP_MUST_CHECK tp_status tp_dataset_create(tp_dataset **out, size_t count, size_t index_bytes,
+                                          struct tp_error *err);
+
+/* Lay one more shard behind the others; before anything is found.  Indexes it when its samples are
+ * not known.  TP_EIO, TP_ECORRUPT, TP_EUNSUPPORTED: the message names it, and err->shard is the
+ * caller's path; the dataset is good for nothing but tp_dataset_release().  TP_ENOMEM. */
+TP_MUST_CHECK tp_status tp_dataset_add(tp_dataset *dataset, const struct tp_shard *shard,
+                                       struct tp_error *err);
 
 uint64_t    tp_dataset_samples(const tp_dataset *dataset);
 size_t      tp_dataset_shards(const tp_dataset *dataset);
@@ -47,7 +53,7 @@ const char *tp_dataset_shard_path(const tp_dataset *dataset, size_t shard);
 size_t      tp_dataset_shard_of(const tp_dataset *dataset, uint64_t sample); /* no disk */
 
 /* Sample number `sample`, below tp_dataset_samples().  TP_OK: the caller releases *found, before
- * the dataset.  Fails as tp_dataset_create, and leaves nothing to release. */
+ * the dataset.  Fails as tp_dataset_add, and leaves nothing to release. */
 TP_MUST_CHECK tp_status tp_dataset_find(tp_dataset *dataset, uint64_t sample,
                                         struct tp_found *found, struct tp_error *err);
 void tp_found_release(tp_dataset *dataset, struct tp_found *found); /* idempotent */

@@ -1,242 +1,12 @@
-#include "engine.h"
+#include "engine_work.h"
 
 #include "alloc.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-/* Slots a thread takes at a time: enough to keep the lock cold, few enough to share the tail. */
-enum { SLOTS_AT_ONCE = 4 };
-
-enum job_state { JOB_NEW, JOB_OPENING, JOB_FULL, JOB_OPEN };
-
-/* A batch in the queue, and how far it is. */
-struct job {
-    struct job    *next;
-    tp_batch      *batch;
-    enum job_state state;
-    bool           cancelled;
-    uint32_t       next_slot, busy; /* slots not yet given out; threads at work on it */
-};
-
-struct thread {
-    struct tp_worker  worker;
-    pthread_t         id;
-    struct tp_engine *engine;
-    const struct job *filling; /* NULL: none */
-};
-
-struct tp_engine {
-    struct tp_recipe recipe;
-    pid_t            process;
-    pthread_mutex_t  lock;
-    pthread_cond_t   work, done;
-    struct job      *oldest, *newest;
-    struct job      *spare_jobs;
-    tp_batch        *spare;
-    bool             closing;
-    uint64_t         samples, idle_ns, full_ns;
-    bool             alone; /* one thread does everything */
-    uint32_t         thread_count;
-    struct thread   *threads;
-};
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static bool job_done(const struct job *job)
-{
-    bool all_given = job->next_slot == job->batch->count || job->cancelled;
-    return job->state == JOB_OPEN && all_given && job->busy == 0;
-}
-
-static void unlink_job(tp_engine *engine, struct job *job)
-{
-    struct job **at = &engine->oldest, *before = NULL;
-    while (*at != job) {
-        before = *at;
-        at = &(*at)->next;
-    }
-    *at = job->next;
-    if (engine->newest == job)
-        engine->newest = before;
-    job->next = engine->spare_jobs;
-    engine->spare_jobs = job;
-}
-
-static void retire(tp_engine *engine, tp_batch *batch)
-{
-    batch->next = engine->spare;
-    engine->spare = batch;
-}
-
-/* After a thread finished with `job`: wake the consumer, or drop what was cancelled.  Locked. */
-static void settle(tp_engine *engine, struct job *job)
-{
-    if (!job_done(job))
-        return;
-    if (job->cancelled) {
-        tp_batch *batch = job->batch;
-        unlink_job(engine, job);
-        (void)pthread_mutex_unlock(&engine->lock);
-        tp_batch_reset(batch); /* unlocked: a slab coming back calls on_room */
-        (void)pthread_mutex_lock(&engine->lock);
-        retire(engine, batch);
-    }
-    (void)pthread_cond_broadcast(&engine->done);
-}
-
-/* Called by the pool, from whichever thread let a slab go. */
-static void on_room(void *argument)
-{
-    tp_engine *engine = argument;
-    (void)pthread_mutex_lock(&engine->lock);
-    for (struct job *job = engine->oldest; job; job = job->next)
-        if (job->state == JOB_FULL) {
-            job->state = JOB_NEW;
-            (void)pthread_cond_broadcast(&engine->work);
-        }
-    (void)pthread_mutex_unlock(&engine->lock);
-}
-
-static void open_job(tp_engine *engine, struct job *job)
-{
-    struct tp_error err = {.status = TP_OK};
-    uint64_t        held_before = tp_pool_held(engine->recipe.pool);
-    job->state = JOB_OPENING;
-    (void)pthread_mutex_unlock(&engine->lock);
-    tp_status st = tp_batch_open(job->batch, &err);
-    (void)pthread_mutex_lock(&engine->lock);
-
-    if (st == TP_ERANGE && !job->cancelled) {
-        /* Room that came free while we looked would not be announced again. */
-        bool missed = tp_pool_held(engine->recipe.pool) < held_before;
-        job->state = missed ? JOB_NEW : JOB_FULL;
-        return;
-    }
-    job->state = JOB_OPEN;
-    if (st != TP_OK) {
-        job->batch->failure = err;
-        job->next_slot = job->batch->count;
-    }
-    (void)pthread_cond_broadcast(&engine->work);
-    settle(engine, job);
-}
-
-static void fill_some(tp_engine *engine, struct job *job, struct thread *self)
-{
-    uint32_t first = job->next_slot;
-    uint32_t last =
-        job->batch->count - first < SLOTS_AT_ONCE ? job->batch->count : first + SLOTS_AT_ONCE;
-    job->next_slot = last;
-    job->busy++;
-    self->filling = job;
-    (void)pthread_mutex_unlock(&engine->lock);
-    for (uint32_t slot = first; slot < last; slot++)
-        tp_batch_fill(job->batch, slot, &self->worker);
-    (void)pthread_mutex_lock(&engine->lock);
-    self->filling = NULL;
-    job->busy--;
-    engine->samples += last - first;
-    settle(engine, job);
-}
-
-/* The next thing to do, oldest batch first: fill an open one, or open the first unopened one if
- * nobody is opening.  Of several threads one opens the next batch while the others fill the only
- * one that is open: an index may take long to read.  NULL: nothing.  Locked. */
-static struct job *choose(const tp_engine *engine)
-{
-    struct job *fill = NULL;
-    for (struct job *job = engine->oldest; job; job = job->next) {
-        if (job->state == JOB_OPEN && !job->cancelled && job->next_slot < job->batch->count) {
-            if (fill || engine->alone)
-                return fill ? fill : job;
-            fill = job;
-        }
-        if (job->state == JOB_NEW)
-            return job;
-        if (job->state == JOB_OPENING || job->state == JOB_FULL)
-            break; /* later ones are opened after it */
-    }
-    return fill;
-}
-
-/* Nothing to do: wait until there may be, and remember what for.  Locked. */
-static void wait_for_work(tp_engine *engine)
-{
-    bool full = false;
-    for (const struct job *job = engine->oldest; job; job = job->next)
-        full |= job->state == JOB_FULL;
-    uint64_t start = now_ns();
-    (void)pthread_cond_wait(&engine->work, &engine->lock);
-    *(full ? &engine->full_ns : &engine->idle_ns) += now_ns() - start;
-}
-
-static void *thread_main(void *argument)
-{
-    struct thread *self = argument;
-    tp_engine     *engine = self->engine;
-    (void)pthread_mutex_lock(&engine->lock);
-    while (!engine->closing) {
-        struct job *job = choose(engine);
-        if (!job)
-            wait_for_work(engine);
-        else if (job->state == JOB_NEW)
-            open_job(engine, job);
-        else
-            fill_some(engine, job, self);
-    }
-    (void)pthread_mutex_unlock(&engine->lock);
-    return NULL;
-}
-
-/* Start one that hears no signals: they are for the threads of the program, which handle them.
- * Those of a crash stay: blocked, they would kill without a word. */
-static int start_deaf(pthread_t *id, void *(*run)(void *), void *argument)
-{
-    sigset_t most, before;
-    (void)sigfillset(&most);
-    (void)sigdelset(&most, SIGSEGV);
-    (void)sigdelset(&most, SIGBUS);
-    (void)sigdelset(&most, SIGFPE);
-    (void)sigdelset(&most, SIGILL);
-    (void)pthread_sigmask(SIG_SETMASK, &most, &before);
-    int failed = pthread_create(id, NULL, run, argument);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return failed;
-}
-
-static tp_status start_threads(tp_engine *engine, uint32_t count, struct tp_error *err)
-{
-    engine->threads = tp_alloc_zero(count, sizeof *engine->threads);
-    if (!engine->threads)
-        return tp_fail(err, TP_ENOMEM, "out of memory for %" PRIu32 " threads", count);
-    for (uint32_t i = 0; i < count; i++) {
-        struct thread *thread = &engine->threads[i];
-        thread->engine = engine;
-        tp_status st = tp_worker_init(&thread->worker, err);
-        if (st != TP_OK)
-            return st;
-        int failed = start_deaf(&thread->id, thread_main, thread);
-        if (failed) {
-            tp_worker_free(&thread->worker);
-            return tp_fail(err, TP_ENOMEM, "cannot start thread %" PRIu32 " of %" PRIu32 ": %s",
-                           i + 1, count, strerror(failed));
-        }
-        engine->thread_count++; /* from here tp_engine_free() joins it */
-    }
-    return TP_OK;
-}
 
 static tp_status check_options(const struct tp_engine_options *options, struct tp_error *err)
 {
@@ -252,6 +22,24 @@ static tp_status check_options(const struct tp_engine_options *options, struct t
                            field->target.size, TP_TARGET_MAX_SIZE);
     }
     return TP_OK;
+}
+
+/* `recipe.fields` are the engine's own, each with its string of extensions. */
+static tp_status copy_fields(tp_engine *engine, const struct tp_field *fields, size_t count,
+                             struct tp_error *err)
+{
+    struct tp_field *copies = tp_alloc_zero(count, sizeof *copies);
+    engine->recipe.fields = copies;
+    for (size_t f = 0; copies && f < count; f++) {
+        size_t size = strlen(fields[f].extensions) + 1;
+        char  *extensions = tp_alloc(size, 1);
+        if (!extensions)
+            return tp_fail(err, TP_ENOMEM, "out of memory");
+        copies[f] = fields[f];
+        copies[f].extensions = memcpy(extensions, fields[f].extensions, size);
+        engine->recipe.field_count++; /* from here tp_engine_destroy() frees it */
+    }
+    return copies ? TP_OK : tp_fail(err, TP_ENOMEM, "out of memory");
 }
 
 tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *options,
@@ -274,24 +62,25 @@ tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *opti
     engine->process = getpid();
     tp_dataset_retain(options->dataset);
     engine->recipe.dataset = options->dataset;
-    engine->recipe.fields = options->fields;
-    engine->recipe.field_count = options->field_count;
-
     engine->alone = options->threads == 1;
-    st = tp_pool_create(&engine->recipe.pool, options->buffer_bytes, err);
+    st = copy_fields(engine, options->fields, options->field_count, err);
+    if (st == TP_OK)
+        st = tp_pool_create(&engine->recipe.pool, options->buffer_bytes, err);
     if (st == TP_OK) {
-        tp_pool_on_room(engine->recipe.pool, on_room, engine);
-        st = start_threads(engine, options->threads, err);
+        tp_pool_on_room(engine->recipe.pool, tp_engine_on_room, engine);
+        st = tp_engine_start_threads(engine, options->threads, err);
     }
-    if (st != TP_OK)
+    if (st != TP_OK) {
+        (void)tp_engine_stop(engine, UINT32_MAX); /* they have nothing to do yet */
         tp_engine_free(engine);
-    else
+    } else {
         *out = engine;
+    }
     return st;
 }
 
 /* A batch and its job, new or used before.  Locked; NULL in *job: out of memory. */
-static void obtain(tp_engine *engine, tp_batch **batch, struct job **job)
+static void obtain(tp_engine *engine, tp_batch **batch, struct tp_job **job)
 {
     *batch = engine->spare;
     if (*batch)
@@ -308,9 +97,9 @@ static void obtain(tp_engine *engine, tp_batch **batch, struct job **job)
 tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples, const uint64_t *positions,
                            uint32_t count, uint64_t seed, uint64_t epoch, struct tp_error *err)
 {
-    tp_batch   *batch;
-    struct job *job;
-    tp_status   st;
+    tp_batch      *batch;
+    struct tp_job *job;
+    tp_status      st;
 
     (void)pthread_mutex_lock(&engine->lock);
     obtain(engine, &batch, &job);
@@ -319,13 +108,13 @@ tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples, const uin
     else
         st = tp_fail(err, TP_ENOMEM, "out of memory");
     if (st == TP_OK) {
-        *job = (struct job){.batch = batch, .state = JOB_NEW};
+        *job = (struct tp_job){.batch = batch, .state = JOB_NEW};
         *(engine->newest ? &engine->newest->next : &engine->oldest) = job;
         engine->newest = job;
         (void)pthread_cond_broadcast(&engine->work);
     } else {
         if (batch)
-            retire(engine, batch);
+            tp_engine_retire(engine, batch);
         tp_free(job);
     }
     (void)pthread_mutex_unlock(&engine->lock);
@@ -333,21 +122,21 @@ tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples, const uin
 }
 
 /* The first batch that was not cancelled.  Locked. */
-static struct job *oldest_wanted(const tp_engine *engine)
+static struct tp_job *oldest_wanted(const tp_engine *engine)
 {
-    struct job *job = engine->oldest;
+    struct tp_job *job = engine->oldest;
     while (job && job->cancelled)
         job = job->next;
     return job;
 }
 
 /* The shard of the slot that is longest at work, of `job`, or of any if NULL.  Locked. */
-static size_t longest_read(const tp_engine *engine, const struct job *job)
+static size_t longest_read(const tp_engine *engine, const struct tp_job *job)
 {
     size_t   shard = SIZE_MAX;
     uint64_t since = UINT64_MAX;
     for (uint32_t i = 0; i < engine->thread_count; i++) {
-        const struct thread *thread = &engine->threads[i];
+        const struct tp_thread *thread = &engine->threads[i];
         uint64_t start = atomic_load_explicit(&thread->worker.since_ns, memory_order_relaxed);
         if (!thread->filling || (job && thread->filling != job) || start >= since)
             continue;
@@ -358,7 +147,8 @@ static size_t longest_read(const tp_engine *engine, const struct job *job)
 }
 
 /* What the consumer is waiting for, for the message of a time-out.  Locked. */
-static tp_status describe_wait(const tp_engine *engine, const struct job *job, struct tp_error *err)
+static tp_status describe_wait(const tp_engine *engine, const struct tp_job *job,
+                               struct tp_error *err)
 {
     if (job->state == JOB_FULL)
         return tp_fail(err, TP_ETIMEOUT,
@@ -367,7 +157,7 @@ static tp_status describe_wait(const tp_engine *engine, const struct job *job, s
                        tp_pool_held(engine->recipe.pool));
     const tp_dataset *dataset = engine->recipe.dataset;
     size_t            shard = longest_read(engine, job);
-    for (const struct job *at = engine->oldest; at && shard == SIZE_MAX; at = at->next)
+    for (const struct tp_job *at = engine->oldest; at && shard == SIZE_MAX; at = at->next)
         if (at->state == JOB_OPENING) /* it, or one before it that was cancelled */
             return tp_fail(
                 err, TP_ETIMEOUT, "reading the index of %s",
@@ -380,12 +170,10 @@ static tp_status describe_wait(const tp_engine *engine, const struct job *job, s
     return tp_fail(err, TP_ETIMEOUT, "reading %s", tp_dataset_shard_path(dataset, shard));
 }
 
-tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, tp_batch **out,
-                         struct tp_error *err)
+/* When `timeout_ms` from now will have passed, on the clock of `done`. */
+static struct timespec deadline(uint32_t timeout_ms)
 {
     struct timespec until;
-    tp_status       st = TP_OK;
-    *out = NULL;
     (void)clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += timeout_ms / 1000;
     until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
@@ -393,20 +181,29 @@ tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, tp_batch **out,
         until.tv_sec++;
         until.tv_nsec -= 1000000000;
     }
+    return until;
+}
+
+tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, tp_batch **out,
+                         struct tp_error *err)
+{
+    const struct timespec until = deadline(timeout_ms);
+    tp_status             st = TP_OK;
+    *out = NULL;
     (void)pthread_mutex_lock(&engine->lock);
-    struct job *job = oldest_wanted(engine);
-    int         waited = 0;
-    while (job && !job_done(job) && waited != ETIMEDOUT) {
+    struct tp_job *job = oldest_wanted(engine);
+    int            waited = 0;
+    while (job && !tp_job_done(job) && waited != ETIMEDOUT) {
         waited = pthread_cond_timedwait(&engine->done, &engine->lock, &until);
         job = oldest_wanted(engine); /* another thread may have cancelled or taken it */
     }
     if (!job) {
         st = tp_fail(err, TP_ERANGE, "no batch was asked for");
-    } else if (!job_done(job)) {
+    } else if (!tp_job_done(job)) {
         st = describe_wait(engine, job, err);
     } else {
         *out = job->batch;
-        unlink_job(engine, job);
+        tp_job_unlink(engine, job);
     }
     (void)pthread_mutex_unlock(&engine->lock);
     return st;
@@ -416,26 +213,26 @@ void tp_engine_recycle(tp_engine *engine, tp_batch *batch)
 {
     tp_batch_reset(batch);
     (void)pthread_mutex_lock(&engine->lock);
-    retire(engine, batch);
+    tp_engine_retire(engine, batch);
     (void)pthread_mutex_unlock(&engine->lock);
 }
 
 void tp_engine_cancel(tp_engine *engine)
 {
     (void)pthread_mutex_lock(&engine->lock);
-    for (struct job *job = engine->oldest; job; job = job->next) {
+    for (struct tp_job *job = engine->oldest; job; job = job->next) {
         job->cancelled = true;
         if (job->state == JOB_NEW || job->state == JOB_FULL)
             job->state = JOB_OPEN; /* nothing was taken for it: there is nothing to open */
     }
     /* The ones no thread is at work on; the others are dropped by the last thread that is. */
-    for (struct job *job = engine->oldest; job;) {
-        if (!job->cancelled || !job_done(job)) { /* not cancelled: asked for while we settled */
+    for (struct tp_job *job = engine->oldest; job;) {
+        if (!job->cancelled || !tp_job_done(job)) { /* not cancelled: asked for while we settled */
             job = job->next;
             continue;
         }
-        settle(engine, job);
-        job = engine->oldest; /* settle() let go of the lock: start over */
+        tp_engine_settle(engine, job);
+        job = engine->oldest; /* tp_engine_settle() let go of the lock: start over */
     }
     (void)pthread_cond_broadcast(&engine->work); /* nobody waits for room any more */
     (void)pthread_cond_broadcast(&engine->done); /* nor for what was cancelled */
@@ -459,12 +256,12 @@ void tp_engine_stats(tp_engine *engine, struct tp_engine_stats *stats)
 
 static void free_queue(tp_engine *engine)
 {
-    for (struct job *job = engine->oldest, *next; job; job = next) {
+    for (struct tp_job *job = engine->oldest, *next; job; job = next) {
         next = job->next;
         tp_batch_free(job->batch);
         tp_free(job);
     }
-    for (struct job *job = engine->spare_jobs, *next; job; job = next) {
+    for (struct tp_job *job = engine->spare_jobs, *next; job; job = next) {
         next = job->next;
         tp_free(job);
     }
@@ -474,26 +271,57 @@ static void free_queue(tp_engine *engine)
     }
 }
 
-void tp_engine_free(tp_engine *engine)
+void tp_engine_destroy(tp_engine *engine)
 {
-    if (!engine || engine->process != getpid())
-        return;
-    (void)pthread_mutex_lock(&engine->lock);
-    engine->closing = true;
-    (void)pthread_cond_broadcast(&engine->work);
-    (void)pthread_mutex_unlock(&engine->lock);
-    for (uint32_t i = 0; i < engine->thread_count; i++) {
-        (void)pthread_join(engine->threads[i].id, NULL);
+    for (uint32_t i = 0; i < engine->thread_count; i++)
         tp_worker_free(&engine->threads[i].worker);
-    }
     tp_free(engine->threads);
     if (engine->recipe.pool) /* slabs that outlive us must not call back */
         tp_pool_on_room(engine->recipe.pool, NULL, NULL);
     free_queue(engine);
     tp_pool_release(engine->recipe.pool);
     tp_dataset_release(engine->recipe.dataset);
+    for (size_t f = 0; f < engine->recipe.field_count; f++)
+        tp_free((void *)(uintptr_t)engine->recipe.fields[f].extensions);
+    tp_free((void *)(uintptr_t)engine->recipe.fields);
     (void)pthread_cond_destroy(&engine->work);
     (void)pthread_cond_destroy(&engine->done);
     (void)pthread_mutex_destroy(&engine->lock);
     tp_free(engine);
+}
+
+bool tp_engine_stop(tp_engine *engine, uint32_t timeout_ms)
+{
+    const struct timespec until = deadline(timeout_ms);
+    int                   waited = 0;
+    if (engine->process != getpid()) /* the lock may have been held when we were forked */
+        return true;
+    (void)pthread_mutex_lock(&engine->lock);
+    engine->closing = true;
+    (void)pthread_cond_broadcast(&engine->work);
+    while (engine->exited < engine->thread_count && waited != ETIMEDOUT)
+        waited = pthread_cond_timedwait(&engine->done, &engine->lock, &until);
+    bool stopped = engine->exited == engine->thread_count;
+    (void)pthread_mutex_unlock(&engine->lock);
+    return stopped;
+}
+
+void tp_engine_free(tp_engine *engine)
+{
+    if (!engine || engine->process != getpid())
+        return;
+    (void)pthread_mutex_lock(&engine->lock);
+    const uint32_t count = engine->thread_count;
+    engine->closing = true;
+    engine->orphaned = engine->exited < count;
+    for (uint32_t i = 0; engine->orphaned && i < count; i++)
+        (void)pthread_detach(engine->threads[i].id);
+    (void)pthread_cond_broadcast(&engine->work);
+    bool orphaned = engine->orphaned;
+    (void)pthread_mutex_unlock(&engine->lock);
+    if (orphaned)
+        return;
+    for (uint32_t i = 0; i < count; i++)
+        (void)pthread_join(engine->threads[i].id, NULL);
+    tp_engine_destroy(engine);
 }

@@ -8,7 +8,11 @@
  * Batches are opened strictly in order, so that the memory ceiling can never be spent on a later
  * batch while an earlier one waits.  When the pool is full, opening waits until a slab comes
  * back.  Any thread may submit, take, recycle and cancel; nobody may be inside when the engine is
- * freed.  The engine's own threads call nothing outside the core and hear no signals. */
+ * freed.  The engine's own threads call nothing outside the core and hear no signals.
+ *
+ * A thread whose read hangs in the kernel cannot be told to stop.  tp_engine_stop() waits as long
+ * as its caller likes, and tp_engine_free() never waits: what threads still need goes with the last
+ * of them. */
 #ifndef TARPON_ENGINE_H
 #define TARPON_ENGINE_H
 
@@ -21,7 +25,7 @@ typedef struct tp_engine tp_engine;
 
 struct tp_engine_options {
     tp_dataset            *dataset; /* the engine keeps a reference of its own */
-    const struct tp_field *fields;  /* borrowed: must outlive the engine */
+    const struct tp_field *fields;  /* copied */
     size_t                 field_count;
     uint32_t               threads;      /* 1 to TP_ENGINE_MAX_THREADS */
     uint64_t               buffer_bytes; /* ceiling on batch memory; UINT64_MAX: none */
@@ -60,8 +64,12 @@ void tp_engine_cancel(tp_engine *engine);
 
 void tp_engine_stats(tp_engine *engine, struct tp_engine_stats *stats);
 
-/* Stop and join the threads, free everything but slabs still held.  In a child after fork(), where
- * the threads do not exist, everything is left as it is.  Accepts NULL. */
+/* Tell the threads to stop, and wait up to `timeout_ms` until they have; true when they have. */
+bool tp_engine_stop(tp_engine *engine, uint32_t timeout_ms);
+
+/* Free everything but slabs still held; what a thread that has not stopped is using, when it has.
+ * In a child after fork(), where the threads do not exist, everything is left as it is.  Accepts
+ * NULL. */
 void tp_engine_free(tp_engine *engine);
 
 #endif

@@ -20,7 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WAIT_SLICE_MS = 100 };
+enum { WAIT_SLICE_MS = 100, CLOSE_PATIENCE_MS = 1000 };
 
 struct module_state {
     PyObject *errors; /* the module tarpon.errors */
@@ -172,19 +172,29 @@ static PyObject *dataset_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
                           &paths[converted]) < 0)
             goto done;
 
-    Py_BEGIN_ALLOW_THREADS /* indexes shards of unknown length: the disk */
-    st = tp_dataset_create(&dataset, shards, count, TP_DATASET_INDEX_BYTES, &err);
-    Py_END_ALLOW_THREADS
+    st = tp_dataset_create(&dataset, count, TP_DATASET_INDEX_BYTES, &err);
+    for (size_t i = 0; st == TP_OK && i < count; i++) {
+        if (shards[i].samples != UINT64_MAX) {
+            st = tp_dataset_add(dataset, &shards[i], &err); /* touches no disk: keeps the GIL */
+            continue;
+        }
+        Py_BEGIN_ALLOW_THREADS /* reads or makes an index: up to seconds for each shard */
+        st = tp_dataset_add(dataset, &shards[i], &err);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0)
+            goto done;
+    }
     if (st != TP_OK) {
         raise_status(state_of(type), &err, NULL);
         goto done;
     }
     self = (struct dataset_object *)new_object((PyObject *)type);
-    if (self)
+    if (self) {
         self->dataset = dataset;
-    else
-        tp_dataset_release(dataset);
+        dataset = NULL; /* ownership moved to the Python object */
+    }
 done:
+    tp_dataset_release(dataset);
     for (size_t i = 0; paths && i < count; i++)
         Py_XDECREF(paths[i]);
     tp_free(paths);
@@ -355,41 +365,25 @@ static PyType_Spec dataset_spec = {
 
 struct engine_object {
     PyObject_HEAD tp_engine *engine;
-    struct tp_field         *fields;
-    size_t                   field_count;
     unsigned                 inside; /* calls that let go of the GIL; under the GIL */
     bool                     closed; /* the last call inside frees the engine */
 };
 
-static void free_fields(struct tp_field *fields, size_t count)
+/* field->extensions borrows from `item`.  False: an exception is set. */
+static bool convert_field(PyObject *item, struct tp_field *field)
 {
-    for (size_t i = 0; fields && i < count; i++)
-        tp_free((void *)(uintptr_t)fields[i].extensions);
-    tp_free(fields);
-}
-
-static int convert_field(PyObject *item, struct tp_field *field)
-{
-    int         kind, dtype, layout, exact;
-    const char *extensions;
-    float      *mean = field->target.mean, *std = field->target.std;
-    if (!PyArg_ParseTuple(item, "isIii(fff)(fff)(dd)(dd)dIp", &kind, &extensions,
+    int    kind, dtype, layout, exact;
+    float *mean = field->target.mean, *std = field->target.std;
+    if (!PyArg_ParseTuple(item, "isIii(fff)(fff)(dd)(dd)dIp", &kind, &field->extensions,
                           &field->target.size, &dtype, &layout, &mean[0], &mean[1], &mean[2],
                           &std[0], &std[1], &std[2], &field->scale[0], &field->scale[1],
                           &field->ratio[0], &field->ratio[1], &field->flip, &field->resize, &exact))
-        return -1;
+        return false;
     field->kind = (enum tp_field_kind)kind;
     field->target.dtype = (enum tp_dtype)dtype;
     field->target.layout = (enum tp_layout)layout;
     field->exact = exact != 0;
-    size_t size = strlen(extensions) + 1;
-    char  *copy = tp_alloc(size, 1);
-    if (!copy) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    field->extensions = memcpy(copy, extensions, size);
-    return 0;
+    return true;
 }
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -405,67 +399,69 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!IK", names, state->dataset_type, &dataset,
                                      &PyList_Type, &list, &options.threads, &buffer_bytes))
         return NULL;
-    struct engine_object *self = (struct engine_object *)new_object((PyObject *)type);
-    if (!self)
-        return NULL;
-    size_t count = (size_t)PyList_Size(list);
-    self->fields = tp_alloc_zero(count, sizeof *self->fields);
-    if (!self->fields) {
-        PyErr_NoMemory();
-        goto failed;
-    }
-    for (; self->field_count < count; self->field_count++)
-        if (convert_field(PyList_GetItem(list, (Py_ssize_t)self->field_count),
-                          &self->fields[self->field_count]) < 0) {
-            self->field_count++; /* free what it got so far */
-            goto failed;
+    size_t           count = (size_t)PyList_Size(list);
+    struct tp_field *fields = tp_alloc_zero(count, sizeof *fields);
+    if (!fields)
+        return PyErr_NoMemory();
+    for (size_t f = 0; f < count; f++)
+        if (!convert_field(PyList_GetItem(list, (Py_ssize_t)f), &fields[f])) {
+            tp_free(fields);
+            return NULL;
         }
+    struct engine_object *self = (struct engine_object *)new_object((PyObject *)type);
+    if (!self) {
+        tp_free(fields);
+        return NULL;
+    }
     options.dataset = ((struct dataset_object *)dataset)->dataset;
-    options.fields = self->fields;
+    options.fields = fields;
     options.field_count = count;
     options.buffer_bytes = buffer_bytes;
     Py_BEGIN_ALLOW_THREADS /* starts threads */
     st = tp_engine_create(&self->engine, &options, &err);
     Py_END_ALLOW_THREADS
+    tp_free(fields);
     if (st == TP_OK)
         return (PyObject *)self;
     raise_status(state, &err, NULL);
-failed:
     Py_DECREF(self);
     return NULL;
 }
 
-static void free_if_unused(struct engine_object *self)
+/* Once closed and left by all: give the threads CLOSE_PATIENCE_MS to end, then let them go.  False:
+ * one still reads. */
+static bool free_if_unused(struct engine_object *self)
 {
     tp_engine *engine = self->engine;
-    if (!self->closed || self->inside)
-        return;
+    bool       stopped;
+    if (!self->closed || self->inside || !engine)
+        return true;
     self->engine = NULL;
-    Py_BEGIN_ALLOW_THREADS /* joins threads, which may finish a read first */
+    Py_BEGIN_ALLOW_THREADS /* threads finish the slots they have in hand */
+    stopped = tp_engine_stop(engine, CLOSE_PATIENCE_MS);
     tp_engine_free(engine);
     Py_END_ALLOW_THREADS
+    return stopped;
 }
 
-/* Another thread that waits inside take() hears of it within WAIT_SLICE_MS. */
+/* close() -> False: a thread still reads.  Another thread that waits inside take() hears of it
+ * within WAIT_SLICE_MS. */
 static PyObject *engine_close(PyObject *self, PyObject *unused)
 {
     (void)unused;
     ((struct engine_object *)self)->closed = true;
-    free_if_unused((struct engine_object *)self);
-    Py_RETURN_NONE;
+    return PyBool_FromLong(free_if_unused((struct engine_object *)self));
 }
 
 static void leave(PyObject *self)
 {
     ((struct engine_object *)self)->inside--;
-    free_if_unused((struct engine_object *)self);
+    (void)free_if_unused((struct engine_object *)self);
 }
 
 static void engine_dealloc(PyObject *self)
 {
-    struct engine_object *engine = (struct engine_object *)self;
     Py_XDECREF(engine_close(self, NULL));
-    free_fields(engine->fields, engine->field_count);
     free_object(self);
 }
 

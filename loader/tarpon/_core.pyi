@@ -46,7 +46,8 @@ class Engine:
         """
     def cancel(self) -> None: ...
     def stats(self) -> dict[str, float]: ...
-    def close(self) -> None: ...
+    def close(self) -> bool:
+        """``False``: a thread hangs in a read, and ends when that does."""
 
 def order(
     spec: tuple[int, bool, int, int, int, int, int], epoch: int, positions: Buffer, /

@@ -32,12 +32,19 @@ class Dataset(Sequence[dict[str, bytes]]):
     """
 
     def __init__(self, shards: Shards) -> None:
-        self._name = "of a list"
+        name = "of a list"
         if isinstance(shards, str | os.PathLike):
-            self._name = repr(os.fspath(shards))
-        self._shards = resolve(shards)
-        self.core = _core.Dataset([(s.path, s.samples, s.bytes) for s in self._shards])
+            name = repr(os.fspath(shards))
+        self._open(resolve(shards), name)
+
+    def _open(self, shards: list[Shard], name: str) -> None:
+        self._shards, self._name = shards, name
+        self.core = _core.Dataset([(s.path, s.samples, s.bytes) for s in shards])
         """The C object behind; for the loader."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process opens the same shards, and is told what this one knows of them."""
+        return _reopened, (self._shards, self._name)
 
     @property
     def shards(self) -> list[str]:
@@ -104,6 +111,12 @@ class Dataset(Sequence[dict[str, bytes]]):
         return number
 
 
+def _reopened(shards: list[Shard], name: str) -> Dataset:
+    dataset = Dataset.__new__(Dataset)
+    dataset._open(shards, name)
+    return dataset
+
+
 class View(Dataset):
     """Chosen samples of another dataset, read from the same tars; see `view`.
 
@@ -129,6 +142,9 @@ class View(Dataset):
         self._base, self._shards, self.core = base, base._shards, base.core
         self.indices: Int64s = np.array(chosen, np.int64)
         self.indices.flags.writeable = False
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return View, (self._base, self.indices)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -118,6 +118,7 @@ class Loader:
     ) -> None:
         _refuse_unsupported(cache_dir, cache_bytes, store)
         self._rank, self._world_size = _place(rank, world_size)
+        self._placed = rank is not None
         self._batch_size = _positive("batch_size", batch_size)
         self._global = self._batch_size * self._world_size
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
@@ -180,6 +181,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._check_usable()
+        self._check_place()
         if self._count_at(self._position) == 0:
             self.set_epoch(self._epoch + 1)
         epoch = self._epoch
@@ -195,6 +197,7 @@ class Loader:
         does.
         """
         self._check_usable()
+        self._check_place()
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)} batches")
         if epoch == self._wanted[0] and step > self._wanted[1]:
@@ -295,9 +298,13 @@ class Loader:
         }
 
     def close(self) -> None:
-        """Stop the threads. Batches handed over stay valid. Safe to call again."""
+        """Stop the threads. Batches handed over stay valid. Safe to call again.
+
+        Waits no longer than a second for a read that hangs: its thread then ends by itself.
+        """
         if os.getpid() == self._pid:
-            self._engine.close()
+            if not self._engine.close():
+                _log.warning("%r closed while a read hangs; its thread ends when that does", self)
             self._decoder.close()
         self._asked.clear()
         self._pid = -1
@@ -436,6 +443,16 @@ class Loader:
                 "make the loader in the process that uses it, or start workers with 'spawn'"
             )
 
+    def _check_place(self) -> None:
+        """A process group that came up since may have put this process somewhere else."""
+        now = (self._rank, self._world_size) if self._placed else _place(None, None)
+        if now != (self._rank, self._world_size):
+            raise RuntimeError(
+                f"a loader made as rank {self._rank} of {self._world_size}, this process is now "
+                f"rank {now[0]} of {now[1]}: it would give other ranks' samples; make the loader "
+                "after the process group is up, or pass rank and world_size"
+            )
+
     def _check_size(self) -> None:
         if self.num_samples == 0:
             tars = len(self.dataset.shards)
@@ -502,11 +519,26 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             rank, world_size = distributed.get_rank(), distributed.get_world_size()
         else:
-            rank = int(os.environ.get("RANK", "0"))
-            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+            rank, world_size = _place_by_torchrun()
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank}, world_size={world_size}: expected 0 <= rank < world_size")
     return rank, world_size
+
+
+def _place_by_torchrun() -> tuple[int, int]:
+    """What the environment says; a launcher that tells only half of it must not make twins."""
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if rank is None and world_size != "1":
+        raise ValueError(
+            f"WORLD_SIZE={world_size} without RANK, expected both or neither; make the loader "
+            "after the process group is up, or pass rank and world_size"
+        )
+    try:
+        return int(rank or "0"), int(world_size)
+    except ValueError:
+        raise ValueError(
+            f"RANK={rank}, WORLD_SIZE={world_size}: expected whole numbers, as torchrun sets them"
+        ) from None
 
 
 def _checked_fields(fields: Mapping[str, Field] | None) -> dict[str, Field] | None:

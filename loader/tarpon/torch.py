@@ -297,11 +297,6 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         return loader
 
     def __getstate__(self) -> dict[str, Any]:
-        if isinstance(self._shards, Dataset):
-            raise TypeError(
-                f"{self._shards!r} cannot go to another process, expected paths; give the paths, "
-                "or start workers with multiprocessing_context='fork'"
-            )
         # A worker that is spawned has no process group to ask for its rank.
         parents = self._place()
         return self.__dict__ | {"_loader": None, "_facts": None, "_parents_place": parents}

@@ -430,6 +430,18 @@ def test_rank_and_world_size_come_from_torchrun(
     with tarpon.Loader(shards, batch_size=10, fields=FIELDS) as loader:
         assert "rank 1 of 2" in repr(loader)
         assert len(loader) == N // 20
+        monkeypatch.setenv("RANK", "0")
+        for use in (lambda: next(iter(loader)), lambda: loader.batch(0, 0)):
+            with pytest.raises(RuntimeError, match="rank 1 of 2, this process is now rank 0 of 2"):
+                use()
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, rank=1, world_size=2) as told:
+        next(iter(told))
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 without RANK, expected both or neither"):
+        tarpon.Loader(shards, batch_size=10, fields=FIELDS)
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(ValueError, match="RANK=x, WORLD_SIZE=2: expected whole numbers"):
+        tarpon.Loader(shards, batch_size=10, fields=FIELDS)
 
 
 @pytest.mark.parametrize(

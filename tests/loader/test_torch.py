@@ -401,14 +401,13 @@ def test_a_workers_state_is_for_the_same_steps(shards: Path) -> None:
         list(resumed)
 
 
-def test_an_opened_dataset_works_in_forked_workers_only(shards: Path) -> None:
+def test_an_opened_dataset_or_a_view_works_in_workers_and_elsewhere(shards: Path) -> None:
     view = tarpon.view(shards, np.arange(50).repeat(2))
     (expected,) = epochs(view, 1)
     for workers in (0, 2):
         loader = DataLoader(make(view), batch_size=None, num_workers=workers)
         assert indices(loader) == indices(expected)
-    with pytest.raises(TypeError, match="cannot go to another process, expected paths"):
-        pickle.dumps(make(view))
+    assert indices(pickle.loads(pickle.dumps(make(view)))) == indices(expected)
 
 
 def test_a_state_of_something_else_is_refused(shards: Path) -> None:

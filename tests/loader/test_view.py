@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,15 @@ def test_a_view_reads_the_chosen_samples_repeats_and_all(shards: Path) -> None:
     assert "a view of 7 samples of <tarpon.Dataset" in repr(view)
     with pytest.raises(IndexError, match="sample 7 of a dataset of 7"):
         view[7]
+
+
+def test_datasets_and_views_go_to_other_processes(shards: Path) -> None:
+    view = tarpon.view(tarpon.open(shards), CHOSEN)
+    for one in (view, tarpon.open(shards)):
+        again = pickle.loads(pickle.dumps(one))
+        assert again.fingerprint == one.fingerprint
+        assert repr(again) == repr(one)
+        assert again[3] == one[3]
 
 
 def test_a_view_of_a_view(shards: Path) -> None:

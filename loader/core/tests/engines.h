@@ -40,6 +40,13 @@ static inline tp_engine *engine_over(tp_dataset *dataset, size_t field_count, ui
     return engine;
 }
 
+/* Wait for its threads, then free it; a minute without them is a hang. */
+static inline void engine_close(tp_engine *engine)
+{
+    CHECK(!engine || tp_engine_stop(engine, 60000));
+    tp_engine_free(engine);
+}
+
 /* Samples (first + i * step) mod `samples`, at positions that tell the batch: first + i. */
 static inline tp_status engine_ask(tp_engine *engine, uint64_t samples, uint64_t first,
                                    uint64_t step, uint32_t count, struct tp_error *error)

@@ -162,11 +162,25 @@ static inline void shard_set_write(struct shard_set *set, const char *name, cons
     }
 }
 
+/* A dataset of `count` shards. */
+static inline tp_status dataset_of(tp_dataset **out, const struct tp_shard *shards, size_t count,
+                                   size_t index_bytes, struct tp_error *error)
+{
+    tp_status st = tp_dataset_create(out, count, index_bytes, error);
+    for (size_t i = 0; st == TP_OK && i < count; i++)
+        st = tp_dataset_add(*out, &shards[i], error);
+    if (st != TP_OK) {
+        tp_dataset_release(*out);
+        *out = NULL;
+    }
+    return st;
+}
+
 static inline tp_dataset *shard_set_open(const struct shard_set *set)
 {
     tp_dataset     *dataset;
     struct tp_error err = {.status = TP_OK};
-    if (tp_dataset_create(&dataset, set->shards, set->count, TP_DATASET_INDEX_BYTES, &err) != TP_OK)
+    if (dataset_of(&dataset, set->shards, set->count, TP_DATASET_INDEX_BYTES, &err) != TP_OK)
         (void)fprintf(stderr, "%s\n", err.message);
     CHECK(dataset && tp_dataset_samples(dataset) == set->samples);
     return dataset;

@@ -214,7 +214,7 @@ static void test_integers(void)
         shard_member(key, "cls", integers[i].text, strlen(integers[i].text));
     }
     shard_finish(path);
-    CHECK(tp_dataset_create(&dataset, &shard, 1, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
+    CHECK(dataset_of(&dataset, &shard, 1, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     bench_begin(&bench, dataset, &int_field, 1, UINT64_MAX);
     CHECK(make(&bench, 0, 1, INTEGERS) == TP_OK && bench.batch->failure.status == TP_OK);
     for (uint32_t slot = 0; slot < INTEGERS; slot++) {
@@ -265,7 +265,7 @@ static void test_bad_images(void)
         }
     }
     shard_finish(path);
-    CHECK(tp_dataset_create(&dataset, &shard, 1, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
+    CHECK(dataset_of(&dataset, &shard, 1, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     bench_begin(&bench, dataset, fields, 3, UINT64_MAX);
     for (int again = 0; again < 2; again++) { /* the second time in a slab that is not fresh */
         CHECK(make(&bench, 0, 1, 6) == TP_OK && bench.batch->failure.status == TP_OK);

@@ -14,7 +14,7 @@ static void refuse_create(const struct tp_shard *shards, size_t count, tp_status
                           const char *part, const char *shard)
 {
     tp_dataset *dataset = (tp_dataset *)&err;
-    tp_status   st = tp_dataset_create(&dataset, shards, count, TP_DATASET_INDEX_BYTES, &err);
+    tp_status   st = dataset_of(&dataset, shards, count, TP_DATASET_INDEX_BYTES, &err);
     if (st != wanted || !strstr(err.message, part))
         (void)fprintf(stderr, "status %d: %s\n", (int)st, err.message);
     CHECK(st == wanted && !dataset && err.status == wanted && strstr(err.message, part));
@@ -22,7 +22,7 @@ static void refuse_create(const struct tp_shard *shards, size_t count, tp_status
     char stem[PATH_ROOM];
     (void)snprintf(stem, sizeof stem, "%.*s", (int)strcspn(shard, "."), shard);
     CHECK(strstr(err.message, stem)); /* of the tar or its sidecar */
-    CHECK(tp_dataset_create(&dataset, shards, count, TP_DATASET_INDEX_BYTES, NULL) == wanted &&
+    CHECK(dataset_of(&dataset, shards, count, TP_DATASET_INDEX_BYTES, NULL) == wanted &&
           tp_alloc_live() == 0);
 }
 
@@ -66,7 +66,7 @@ static void test_numbers(void)
         CHECK(open_count() == before && tp_alloc_live() == 0);
     }
     tp_dataset *none;
-    CHECK(tp_dataset_create(&none, NULL, 0, TP_DATASET_INDEX_BYTES, &err) == TP_OK &&
+    CHECK(dataset_of(&none, NULL, 0, TP_DATASET_INDEX_BYTES, &err) == TP_OK &&
           tp_dataset_samples(none) == 0);
     tp_dataset_release(none);
     tp_dataset_release(NULL);
@@ -93,7 +93,7 @@ static void test_bad_lists(void)
 
     pair[1].samples = 4; /* it has 3 */
     tp_dataset *dataset;
-    CHECK(tp_dataset_create(&dataset, pair, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK &&
+    CHECK(dataset_of(&dataset, pair, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK &&
           tp_dataset_samples(dataset) == 6);
     CHECK(sample_right(dataset, 1, NULL));
     refuse_sample(dataset, 2, TP_ECORRUPT, "its index has 3 samples, expected 4");
@@ -102,7 +102,7 @@ static void test_bad_lists(void)
     shard_path(sidecar, "lists-1.idx");
     file_write(sidecar, "v1.2 1\nnonsense", 15);
     pair[1].samples = 3;
-    CHECK(tp_dataset_create(&dataset, pair, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
+    CHECK(dataset_of(&dataset, pair, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     refuse_sample(dataset, 2, TP_ECORRUPT, sidecar);
     shard_index(set.paths[1]); /* mended: the next try reads it again */
     CHECK(sample_right(dataset, 2, NULL));
@@ -112,13 +112,13 @@ static void test_bad_lists(void)
     pair[1].samples = UINT64_MAX;
     refuse_create(pair + 1, 1, TP_ECORRUPT, ".idx", pair[1].path);
     CHECK(unlink(sidecar) == 0 && mkfifo(sidecar, 0600) == 0); /* must not wait for a writer */
-    CHECK(tp_dataset_create(&dataset, pair + 1, 1, TP_DATASET_INDEX_BYTES, &err) == TP_ECORRUPT);
+    CHECK(dataset_of(&dataset, pair + 1, 1, TP_DATASET_INDEX_BYTES, &err) == TP_ECORRUPT);
     CHECK(strstr(err.message, "not an index file"));
     CHECK(unlink(sidecar) == 0 && mkdir(sidecar, 0700) == 0);
     refuse_create(pair + 1, 1, TP_ECORRUPT, "not an index file", pair[1].path);
     CHECK(rmdir(sidecar) == 0);
     file_write(sidecar, "v1.1 3\ncls 512 1\n", 17); /* without names: the tar is scanned */
-    CHECK(tp_dataset_create(&dataset, set.shards, 3, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
+    CHECK(dataset_of(&dataset, set.shards, 3, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     all_right(dataset);
     tp_dataset_release(dataset);
     CHECK(tp_alloc_live() == 0);
@@ -133,7 +133,7 @@ static void test_changed(void)
     shard_set_write(&set, "changed", sizes, 2, false);
     shard_write(name, 3 + 100, 6, false); /* the sidecar is of other samples of like sizes */
     tp_dataset *dataset;
-    CHECK(tp_dataset_create(&dataset, set.shards, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
+    CHECK(dataset_of(&dataset, set.shards, 2, TP_DATASET_INDEX_BYTES, &err) == TP_OK);
     CHECK(sample_right(dataset, 2, NULL));
     refuse_sample(dataset, 3, TP_ECORRUPT, name);
     tp_dataset_release(dataset);
@@ -219,7 +219,7 @@ static void test_out_of_memory(void)
         tp_dataset     *dataset;
         struct tp_found found;
         tp_alloc_fail_after(n);
-        tp_status st = tp_dataset_create(&dataset, set.shards, 2, TP_DATASET_INDEX_BYTES, &err);
+        tp_status st = dataset_of(&dataset, set.shards, 2, TP_DATASET_INDEX_BYTES, &err);
         if (st == TP_OK)
             st = tp_dataset_find(dataset, 4, &found, &err);
         tp_alloc_fail_after(-1);

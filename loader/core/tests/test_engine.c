@@ -47,7 +47,7 @@ static void test_every_sample(void)
         CHECK(stats.read_bytes > 6 * set.samples * 100 && stats.read_ns > 0);
         tp_batch *none;
         CHECK(tp_engine_take(engine, 0, &none, &err) == TP_ERANGE && !none);
-        tp_engine_free(engine);
+        engine_close(engine);
         CHECK(tp_alloc_live() == 0);
     }
 }
@@ -76,7 +76,7 @@ static void test_pixels(void)
         struct tp_engine_stats stats;
         tp_engine_stats(engine, &stats);
         CHECK(stats.decode_ns > 0);
-        tp_engine_free(engine);
+        engine_close(engine);
     }
     CHECK(memcmp(first[0], first[24], BYTES) != 0 && tp_alloc_live() == 0); /* other crops */
 }
@@ -144,7 +144,7 @@ static void test_ceiling(void)
         CHECK(stats.full_ns > 0 && stats.held_bytes == 0);
         CHECK(engine_ask(engine, set.samples, 0, 0, 256, &err) == TP_OK); /* 256 x sample 0 */
         tp_engine_recycle(engine, engine_batch(engine));
-        tp_engine_free(engine);
+        engine_close(engine);
         CHECK(tp_alloc_live() == 0);
     }
 }
@@ -169,7 +169,7 @@ static void test_smallest_ceiling(void)
         tp_engine_recycle(engine, batch);
     }
     tp_slab_release(held);
-    tp_engine_free(engine);
+    engine_close(engine);
 
     engine = engine_over(shard_set_open(&set), 2, 2, 2 * half - 1);
     for (int i = 0; i < 2; i++)
@@ -179,7 +179,7 @@ static void test_smallest_ceiling(void)
     CHECK(strstr(batch->failure.message, "raise buffer_bytes to at least") && !batch->slab);
     tp_engine_recycle(engine, batch);
     tp_engine_recycle(engine, engine_batch(engine)); /* the smaller one is fine */
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 
@@ -212,7 +212,7 @@ static void test_cancel(void)
             tp_batch *none;
             CHECK(tp_engine_take(engine, 1000, &none, &err) == TP_ERANGE && !none);
         }
-        tp_engine_free(engine);
+        engine_close(engine);
         tp_slab_release(held);
         CHECK(tp_alloc_live() == 0);
     }
@@ -283,14 +283,14 @@ static void test_close(void)
         }
         if (cycle % 5 == 0)
             tp_engine_cancel(engine);
-        tp_engine_free(engine);
+        engine_close(engine);
         if (kept)
             CHECK(memcmp(tp_slab_data(kept) + class, numbers, sizeof numbers) == 0);
         tp_slab_release(kept);
         CHECK(tp_alloc_live() == 0);
     }
     CHECK(open_count() == before);
-    tp_engine_free(NULL);
+    engine_close(NULL);
 }
 
 static void test_options(void)
@@ -317,7 +317,7 @@ static void test_options(void)
     CHECK(tp_engine_take(engine, 0, &none, NULL) == TP_ERANGE);
     CHECK(engine_ask(engine, set.samples, 0, 1, 0, &err) == TP_OK); /* an empty batch is one */
     tp_engine_recycle(engine, engine_batch(engine));
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 
@@ -333,7 +333,7 @@ static void test_process(void)
     if (child == 0) {
         (void)alarm(10); /* a hang is a failure */
         tp_slab_release(batch->slab);
-        tp_engine_free(engine);
+        engine_close(engine);
         _exit(0);
     }
     int status;
@@ -351,7 +351,7 @@ static void test_process(void)
     CHECK(pthread_sigmask(SIG_SETMASK, &before, NULL) == 0);
     for (int i = 1; i < 6; i++)
         tp_engine_recycle(engine, engine_batch(engine));
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 

@@ -73,11 +73,11 @@ static void test_cut_off(uint32_t threads)
     many_ways(engine, ALL, ALL, TP_OK, ""); /* every shard is indexed and open now */
     CHECK(truncate(set.paths[2], header_of(47)) == 0);
     many_ways(engine, 47, 60, TP_ECORRUPT, "was cut off");
-    tp_engine_free(engine);
+    engine_close(engine);
 
     engine = engine_over(shard_set_open(&set), 2, threads, UINT64_MAX); /* scans shard 2 */
     many_ways(engine, 40, 60, TP_ECORRUPT, "its index has 7 samples, expected 20");
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 
@@ -92,12 +92,12 @@ static void test_changed(uint32_t threads)
     CHECK((fd = open(set.paths[3], O_WRONLY)) >= 0);
     CHECK(pwrite(fd, "0", 1, header_of(71)) == 1 && close(fd) == 0); /* mended */
     many_ways(engine, ALL, ALL, TP_OK, "");
-    tp_engine_free(engine);
+    engine_close(engine);
 
     shard_write(set.paths[1], 100000, EACH, false); /* its sidecar tells of other samples */
     engine = engine_over(shard_set_open(&set), 2, threads, 256 << 10);
     many_ways(engine, 20, 40, TP_ECORRUPT, "at byte");
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 
@@ -110,7 +110,7 @@ static void test_missing(uint32_t threads)
     many_ways(engine, 0, 20, TP_EIO, "No such file");
     CHECK(rename(away, set.paths[0]) == 0); /* back again: nothing remembers the failure */
     many_ways(engine, ALL, ALL, TP_OK, "");
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 
@@ -132,7 +132,7 @@ static void test_swapped(void)
     shard_write(shard_path(other, "other.tar"), 20, EACH, false);
     CHECK(rename(other, set.paths[1]) == 0); /* the very same bytes, but another file */
     many_ways(engine, 20, 40, TP_EIO, "replaced while it was being read");
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
     CHECK(tp_alloc_live() == 0 && open_count() == open_before);
 }
@@ -170,7 +170,7 @@ static void test_bad_samples(uint32_t threads)
         }
         tp_engine_recycle(engine, batch);
     }
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 
@@ -181,7 +181,7 @@ static bool starve(long n, uint32_t threads)
     tp_engine  *engine = NULL;
     unsigned    failures = 0;
     tp_alloc_fail_after(n);
-    tp_status st = tp_dataset_create(&dataset, set.shards, set.count, TP_DATASET_INDEX_BYTES, &err);
+    tp_status st = dataset_of(&dataset, set.shards, set.count, TP_DATASET_INDEX_BYTES, &err);
     if (st == TP_OK) {
         const struct tp_engine_options options = {.dataset = dataset,
                                                   .fields = engine_fields,
@@ -217,7 +217,7 @@ static bool starve(long n, uint32_t threads)
         check_slab(batch, batch->slab);
         tp_engine_recycle(engine, batch);
     }
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
     return failures == 1;
 }

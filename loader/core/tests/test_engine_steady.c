@@ -72,7 +72,7 @@ static void test_steady(uint32_t threads, size_t field_count, uint64_t buffer_by
         quiet = tp_alloc_calls() == before ? quiet + 1 : 0;
         CHECK(epoch > 0 || quiet == 0); /* it does count */
     }
-    tp_engine_free(engine);
+    engine_close(engine);
     CHECK(tp_alloc_live() == 0);
 }
 

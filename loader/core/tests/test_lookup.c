@@ -17,7 +17,7 @@ static tp_dataset *open_with(bool known, size_t index_bytes)
     tp_dataset *dataset;
     for (size_t i = 0; i < set.count; i++)
         set.shards[i].samples = known ? sizes[i] : UINT64_MAX;
-    CHECK(tp_dataset_create(&dataset, set.shards, set.count, index_bytes, &err) == TP_OK);
+    CHECK(dataset_of(&dataset, set.shards, set.count, index_bytes, &err) == TP_OK);
     return dataset;
 }
 
