@@ -26,6 +26,10 @@ Look = Literal["count", "touch", "check"]
 """What the consumer does with the bytes: take their length, read each one, or make a checksum."""
 
 
+ABSENT = 69
+"""Exit status of a process whose peer cannot be imported; the reason is the last line printed."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """What came out of some epochs.
@@ -148,7 +152,11 @@ def measure(epoch: Epoch, *, seconds: float, look: Look) -> Run:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    peer = importlib.import_module(f"benchmarks.peers.{asked['peer']}")
+    try:
+        peer = importlib.import_module(f"benchmarks.peers.{asked['peer']}")
+    except ImportError as error:
+        print(error, flush=True)
+        sys.exit(ABSENT)
     epoch = peer.make(DataSet(**asked["data"]), **asked["settings"])
     run = measure(epoch, seconds=asked["seconds"], look=asked["look"])
     print(json.dumps(asdict(run)), flush=True)

@@ -16,7 +16,17 @@ from matplotlib.figure import Figure
 from benchmarks.measure import Run
 from benchmarks.runner import Result, Spread
 
-_PACKAGES = ("tarpon", "webdataset", "nvidia-dali-cuda120", "torch", "pillow", "numpy")
+_PACKAGES = (
+    "tarpon",
+    "webdataset",
+    "nvidia-dali-cuda120",
+    "torch",
+    "pillow",
+    "numpy",
+    "mosaicml-streaming",
+    "litdata",
+    "simplejpeg",
+)
 _UNITS = {"samples_per_s": "samples/s", "samples_per_cpu_s": "images per CPU s"}
 _MIB = 1 << 20
 
@@ -76,7 +86,7 @@ def _cases_table(result: Result) -> list[str]:
     heads = [
         "case",
         f"{_UNITS[theme.rate]}, median (range)",
-        *(["samples/s"] if per_cpu else []),
+        *(["samples/s, median (range)"] if per_cpu else []),
         "MB/s",
         "CPU s per 1,000",
         "peak RSS, MiB",
@@ -84,6 +94,9 @@ def _cases_table(result: Result) -> list[str]:
     ]
     lines = [_row(heads), _row(["---"] * len(heads))]
     for case in theme.cases:
+        if case.name in result.absent:
+            why = f"not installed ({result.absent[case.name]}); {case.install}"
+            lines.append(_row([f"`{case.name}`: {case.what}", why, *[""] * (len(heads) - 2)]))
         if case.name not in result.runs:
             continue
         ratio = ""
@@ -94,13 +107,13 @@ def _cases_table(result: Result) -> list[str]:
             lambda run: 1000 / run.samples_per_cpu_s,
             lambda run: run.peak_bytes / _MIB,
         ]
-        if per_cpu:
-            figures.insert(0, lambda run: run.samples_per_s)
+        per_s = _spread(result.spread(case.name, lambda run: run.samples_per_s))
         lines.append(
             _row(
                 [
                     f"`{case.name}`: {case.what}",
                     _spread(result.rate(case.name)),
+                    *([per_s] if per_cpu else []),
                     *(_number(result.spread(case.name, figure).median) for figure in figures),
                     ratio,
                 ]
@@ -120,11 +133,15 @@ def _bars_table(result: Result) -> list[str]:
     heads = ["ratio", "measured, median (range)", "bar", "", "the same per CPU second"]
     lines = ["", _row(heads), _row(["---"] * len(heads))]
     for bar in result.bars():
+        name, least = f"`{bar.ours}` / `{bar.peer}`", f">= {bar.least:g}"
+        if not {bar.ours, bar.peer} <= result.runs.keys():
+            lines.append(_row([name, "not installed", least, "**not measured**", ""]))
+            continue
         ratio = result.ratio(bar.ours, bar.peer)
         cells = [
-            f"`{bar.ours}` / `{bar.peer}`",
+            name,
             _spread(ratio),
-            f">= {bar.least:g}",
+            least,
             "reached" if ratio.median >= bar.least else "**missed**",
             _number(result.ratio(bar.ours, bar.peer, rate="samples_per_cpu_s").median),
         ]
@@ -170,6 +187,7 @@ def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plo
 
 def draw(results: Sequence[Result], path: Path) -> None:
     """One panel per theme: a bar per case, with the range over the rounds."""
+    results = [result for result in results if result.runs]
     counts = [len(result.runs) for result in results]
     with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "tarpon"}):
         figure = Figure(figsize=(8, 0.9 * len(results) + 0.24 * sum(counts)), layout="constrained")
