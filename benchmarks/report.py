@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks import scale
 from benchmarks.measure import Run
 from benchmarks.runner import Result, Spread
 
@@ -149,7 +150,14 @@ def _bars_table(result: Result) -> list[str]:
     return lines
 
 
-def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plot: str) -> str:
+def markdown(
+    results: Sequence[Result],
+    *,
+    runs: int,
+    load: Sequence[float],
+    plot: str | None,
+    huge: scale.ScaleResult | None = None,
+) -> str:
     """The whole page; `load` is the machine's load average before and after."""
     cores = len(os.sched_getaffinity(0))
     lines = [
@@ -167,9 +175,9 @@ def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plo
         "- CPU seconds are user and system, of the process and its children. RSS counts pages of "
         "mapped files, and pages shared between processes once each.",
         "- Made by `python -m benchmarks`.",
-        "",
-        f"![rates]({plot})",
     ]
+    if plot is not None:
+        lines += ["", f"![rates]({plot})"]
     for result in results:
         data, theme = result.data, result.theme
         lines += [
@@ -182,12 +190,13 @@ def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plo
             *_cases_table(result),
             *_bars_table(result),
         ]
+    if huge is not None:
+        lines += ["", *scale.lines(huge)]
     return "\n".join(lines) + "\n"
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
     """One panel per theme: a bar per case, with the range over the rounds."""
-    results = [result for result in results if result.runs]
     counts = [len(result.runs) for result in results]
     with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "tarpon"}):
         figure = Figure(figsize=(8, 0.9 * len(results) + 0.24 * sum(counts)), layout="constrained")
@@ -208,10 +217,21 @@ def draw(results: Sequence[Result], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def write(results: Sequence[Result], output: Path, *, runs: int, load: Sequence[float]) -> Path:
-    """Write the page to `output` and the plot beside it; returns the plot's path."""
+def write(
+    results: Sequence[Result],
+    output: Path,
+    *,
+    runs: int,
+    load: Sequence[float],
+    huge: scale.ScaleResult | None = None,
+) -> list[Path]:
+    """Write the page to `output`, and beside it the plot of what ran; returns the files written."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    plot = output.with_suffix(".svg")
-    draw(results, plot)
-    output.write_text(markdown(results, runs=runs, load=load, plot=plot.name), encoding="utf-8")
-    return plot
+    drawn = [result for result in results if result.runs]
+    plot = output.with_suffix(".svg") if drawn else None
+    if plot is not None:
+        draw(drawn, plot)
+    name = plot.name if plot is not None else None
+    page = markdown(results, runs=runs, load=load, plot=name, huge=huge)
+    output.write_text(page, encoding="utf-8")
+    return [output] if plot is None else [output, plot]

@@ -17,12 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ABSENT
 from benchmarks.cases import Bar, Case, Rate, Theme
 from benchmarks.data import DataSet
-from benchmarks.measure import ABSENT, Look, Run
+from benchmarks.measure import Look, Run
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 600
+# of the maths libraries: nobody's spinning is to be counted as work
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _GREY_LEVELS = 3.0  # peers that draw other boxes see other parts of the images
 
 
@@ -90,29 +93,32 @@ def run_case(case: Case, data: DataSet, *, seconds: float, look: Look) -> Run:
         "seconds": seconds,
         "look": look,
     }
-    # one thread each in the maths libraries: nobody's spinning is to be counted as work
-    env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | case.env
+    env = _ONE_THREAD | case.env
     return Run(**run_module("benchmarks.measure", asked, name=case.name, env=env))
 
 
-def run_module(module: str, asked: Any, *, name: str, env: Mapping[str, str]) -> Any:
+def run_module(module: str, asked: Any, *, name: str, env: Mapping[str, str] = _ONE_THREAD) -> Any:
     """Run a module with one argument of JSON in a fresh process; returns the JSON it prints last.
 
     Raises:
         AbsentError: It ended with `ABSENT`.
-        PeerError: It ended with another status than 0; the message carries its last lines.
+        PeerError: It ended with another status than 0, or not at all; the message carries its
+            last lines.
     """
     # some peers leave files in the temporary folder, for others of their kind to find
     with tempfile.TemporaryDirectory(prefix="tarpon-bench-") as scratch:
-        done = subprocess.run(
-            [sys.executable, "-m", module, json.dumps(asked)],
-            cwd=_ROOT,
-            env=os.environ | {"TMPDIR": scratch} | env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", module, json.dumps(asked)],
+                cwd=_ROOT,
+                env=os.environ | {"TMPDIR": scratch} | env,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PeerError(f"{name}: not done after {_TIMEOUT_S} s, expected a minute") from error
     last = (done.stdout.strip().splitlines() or [""])[-1]
     if done.returncode == ABSENT:
         raise AbsentError(last)
