@@ -234,7 +234,7 @@ def _simplejpeg(name: str, what: str, *, scaled: bool, fast: bool) -> Case:
     settings = {"scaled": scaled, "fast": fast, "batch": 64}
     return Case(
         name=name,
-        what=f"simplejpeg of the whole JPEG, Pillow's resize(box=), {what}, 1 thread",
+        what=f"simplejpeg of the whole JPEG {what}, then Pillow's resize(box=), 1 thread",
         peer="simplejpeg",
         settings=settings,
         proof="grey",
@@ -301,9 +301,9 @@ DECODE = Theme(
             fast_idct=True,
         ),
         _dali("dali-aliased", "DALI CPU, antialias off: not the same pixels", antialias=False),
-        _simplejpeg("simplejpeg", "in full", scaled=False, fast=False),
-        _simplejpeg("simplejpeg-scaled", "or at 1/2, 1/4, 1/8", scaled=True, fast=False),
-        _simplejpeg("simplejpeg-fast", "or scaled, fastdct, fastupsample", scaled=True, fast=True),
+        _simplejpeg("simplejpeg", "at full size", scaled=False, fast=False),
+        _simplejpeg("simplejpeg-scaled", "also at 1/2, 1/4, 1/8", scaled=True, fast=False),
+        _simplejpeg("simplejpeg-fast", "so scaled, fastdct, fastupsample", scaled=True, fast=True),
         _torch("torch-files", "Pillow crop then resize, in this process", draft=False, workers=0),
         _torch("torch-files-workers", "Pillow crop then resize, 2 workers", draft=False, workers=2),
         _torch(
