@@ -64,6 +64,7 @@ wheel: setup ## build the wheel and repair it, so that it carries libjpeg-turbo
 	scripts/build_wheel.sh
 
 bench: setup ## measure against peers and ceilings; writes benchmarks/results/
+	-scripts/install_peers.sh
 	$(PY) -m benchmarks
 
 ci: lint test sanitize wheel ## all that must pass before a change lands

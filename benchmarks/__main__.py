@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from benchmarks import data, report
+from benchmarks import data, report, scale
 from benchmarks.cases import THEMES, Theme
 from benchmarks.runner import PeerError, Result, run_theme
 
@@ -29,7 +30,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small set and short runs")
     parser.add_argument("--runs", type=int, default=5, help="rounds, default 5")
     parser.add_argument(
-        "--theme", choices=[theme.name for theme in THEMES], help="this theme instead of all"
+        "--theme",
+        choices=[*(theme.name for theme in THEMES), scale.NAME],
+        help="this theme instead of all",
     )
     parser.add_argument("--only", metavar="NAME", help="cases whose name contains NAME")
     parser.add_argument(
@@ -45,6 +48,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     if asked.images is not None and asked.images < 1:
         parser.error(f"--images {asked.images}, expected at least 1")
     names = {case.name for theme in THEMES for case in theme.cases}
+    names |= {case.name for case in scale.CASES}
     if asked.only is not None and not any(asked.only in name for name in names):
         parser.error(f"--only {asked.only}: no such case, expected a part of {sorted(names)}")
     return asked
@@ -59,28 +63,47 @@ def _chosen(asked: argparse.Namespace) -> list[Theme]:
     ]
 
 
-def _measure(asked: argparse.Namespace, console: Console) -> list[Result]:
-    results = []
-    with Progress(
+def _measure_scale(asked: argparse.Namespace, console: Console) -> scale.ScaleResult | None:
+    """``None``: not asked for."""
+    fits = any(asked.only is None or asked.only in case.name for case in scale.CASES)
+    if asked.theme not in (None, scale.NAME) or not fits:
+        return None
+    size = scale.QUICK if asked.quick else scale.FULL
+    with _progress(console) as progress:
+        task = progress.add_task(scale.NAME, total=None)
+        tick = _ticker(progress, task, scale.NAME, console)
+        return scale.run(asked.data, size, runs=asked.runs, only=asked.only, tick=tick)
+
+
+def _ticker(progress: Progress, task: TaskID, name: str, console: Console) -> Callable[[str], None]:
+    def tick(what: str) -> None:
+        progress.update(task, advance=1, description=f"{name}: {what}")
+        if not console.is_terminal:
+            console.print(f"{name}: {what}", highlight=False)
+
+    return tick
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
         disable=not console.is_terminal,
-    ) as progress:
+    )
+
+
+def _measure(asked: argparse.Namespace, console: Console) -> list[Result]:
+    results = []
+    with _progress(console) as progress:
         for theme in _chosen(asked):
             images = asked.images or (theme.images_quick if asked.quick else theme.images)
             task = progress.add_task(f"{theme.name}: making {images} images", total=None)
             made = data.make(asked.data, images)
             cases = [case for case in theme.cases if asked.only is None or asked.only in case.name]
             progress.update(task, total=asked.runs * len(cases) + 1, completed=-1)
-
-            def tick(what: str, task: TaskID = task, name: str = theme.name) -> None:
-                progress.update(task, advance=1, description=f"{name}: {what}")
-                if not console.is_terminal:
-                    console.print(f"{name}: {what}", highlight=False)
-
             results.append(
                 run_theme(
                     theme,
@@ -88,7 +111,7 @@ def _measure(asked: argparse.Namespace, console: Console) -> list[Result]:
                     runs=asked.runs,
                     seconds=theme.seconds_quick if asked.quick else theme.seconds,
                     only=asked.only,
-                    tick=tick,
+                    tick=_ticker(progress, task, theme.name, console),
                 )
             )
             progress.update(task, advance=1, description=f"{theme.name}: done")
@@ -100,15 +123,17 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     before = os.getloadavg()[0]
     try:
+        huge = _measure_scale(asked, console)
         results = _measure(asked, console)
     except PeerError as error:
         console.print(f"benchmarks: {error}", style="red", highlight=False, markup=False)
         return 1
     default = _ROOT / "benchmarks" / "results" / report.default_name()
     output = (asked.output or default).resolve()
-    plot = report.write(results, output, runs=asked.runs, load=(before, os.getloadavg()[0]))
+    load = (before, os.getloadavg()[0])
+    written = report.write(results, output, runs=asked.runs, load=load, huge=huge)
     print(output.read_text(encoding="utf-8"))
-    for path in (output, plot):
+    for path in written:
         console.print(f"wrote {os.path.relpath(path)}", highlight=False)
     return 0
 

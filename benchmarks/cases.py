@@ -22,6 +22,7 @@ class Case:
         env: Added to the environment of its process.
         proof: ``crc``: its bytes must be those of the set, in a whole epoch. ``grey``: its mean
             grey level must be the loader's. ``none``: it hands nothing over to look at.
+        install: The command that installs its peer.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     settings: dict[str, Any]
     env: dict[str, str] = field(default_factory=dict)
     proof: Literal["crc", "grey", "none"] = "crc"
+    install: str = "make setup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class Theme:
 
 _RAW = {"image": "raw", "threads": 2, "batch": 256}
 _CROP = {"image": "crop", "shuffle": False, "batch": 64}
+_PEERS = "scripts/install_peers.sh"
 _BIG_READS = {"GOPEN_BUFFER": str(1 << 20)}
 
 _OURS = Case(
@@ -79,6 +82,12 @@ _OURS_SHUFFLED = Case(
     what="tarpon.Loader, 2 threads, shuffle=True",
     peer="ours",
     settings={**_RAW, "shuffle": True},
+)
+_OURS_GLOBAL = Case(
+    name="tarpon-global",
+    what='the same with window_samples="all": a permutation of the whole set',
+    peer="ours",
+    settings={**_RAW, "shuffle": True, "window": "all"},
 )
 _WEBDATASET = Case(
     name="webdataset",
@@ -105,6 +114,24 @@ def _pread(name: str, what: str, *, memory: str, shuffle: bool = False) -> Case:
     return Case(name=name, what=what, peer="pread", settings=settings)
 
 
+def _own_format(peer: str, what: str) -> tuple[Case, Case]:
+    """A peer that reads its own format: as it comes, and with workers."""
+
+    def case(suffix: str, how: str, workers: int) -> Case:
+        return Case(
+            name=f"{peer}{suffix}",
+            what=f"{what}, {how}",
+            peer=peer,
+            settings={"workers": workers, "batch": 256},
+            install=_PEERS,
+        )
+
+    return case("", "in this process", 0), case("-workers", "2 workers", 2)
+
+
+_MDS = _own_format("streaming", "mosaicml-streaming, MDS shards made from the set")
+_LITDATA = _own_format("litdata", "litdata, optimized chunks made from the set")
+
 _PREAD = _pread("pread", "ceiling: bare pread, 2 C threads, into batches", memory="batches")
 _PREAD_HOT = _pread(
     "pread-hot", "ceiling: bare pread, 2 C threads, all onto the same pages", memory="hot"
@@ -128,6 +155,7 @@ RAW = Theme(
         _WEBDATASET,
         _DALI,
         _OURS_SHUFFLED,
+        _OURS_GLOBAL,
         _PREAD_SHUFFLED,
         _PREAD_HOT,
         _DALI_COPIES,
@@ -163,6 +191,8 @@ RAW = Theme(
             peer="torch_files",
             settings={"shuffle": True, "workers": 2, "batch": 256},
         ),
+        *_MDS,
+        *_LITDATA,
     ),
     bars=(
         Bar(ours="tarpon", peer="pread", least=0.85),
@@ -185,8 +215,8 @@ TOUCH = Theme(
     ours="tarpon",
     images=4096,
     seconds=1.0,
-    cases=(_OURS, _DALI, _DALI_COPIES, _WEBDATASET),
-    bars=(),
+    cases=(_OURS, _DALI, _DALI_COPIES, _WEBDATASET, _MDS[0], _LITDATA[0]),
+    bars=(Bar(ours="tarpon", peer="dali-reader", least=1.1),),
 )
 
 
@@ -200,12 +230,31 @@ def _dali(name: str, what: str, **settings: bool) -> Case:
     return Case(name=name, what=what, peer="dali", settings=all_settings, proof="grey")
 
 
+def _simplejpeg(name: str, what: str, *, scaled: bool, fast: bool) -> Case:
+    settings = {"scaled": scaled, "fast": fast, "batch": 64}
+    return Case(
+        name=name,
+        what=f"simplejpeg of the whole JPEG {what}, then Pillow's resize(box=), 1 thread",
+        peer="simplejpeg",
+        settings=settings,
+        proof="grey",
+        install=_PEERS,
+    )
+
+
+def _torch(name: str, what: str, *, draft: bool, workers: int) -> Case:
+    settings = {"draft": draft, "workers": workers, "batch": 64}
+    what = f"torch DataLoader over loose files, {what}"
+    return Case(name=name, what=what, peer="torch_decode", settings=settings, proof="grey")
+
+
 DECODE = Theme(
     name="decode",
     title="JPEG decode and RandomResizedCrop(224), per CPU second",
     note=(
-        "tarpon and DALI read from the shards, Pillow and libjpeg from memory. All but DALI, which "
-        "draws its own from the same distribution, decode the same boxes. MB/s are of pixels."
+        "tarpon and DALI read from the shards, torch from loose files, Pillow, simplejpeg and "
+        "libjpeg from memory. All but DALI, which draws its own from the same distribution, decode "
+        "the same boxes. MB/s are of pixels."
     ),
     rate="samples_per_cpu_s",
     look="count",
@@ -252,6 +301,14 @@ DECODE = Theme(
             fast_idct=True,
         ),
         _dali("dali-aliased", "DALI CPU, antialias off: not the same pixels", antialias=False),
+        _simplejpeg("simplejpeg", "at full size", scaled=False, fast=False),
+        _simplejpeg("simplejpeg-scaled", "also at 1/2, 1/4, 1/8", scaled=True, fast=False),
+        _simplejpeg("simplejpeg-fast", "so scaled, fastdct, fastupsample", scaled=True, fast=True),
+        _torch("torch-files", "Pillow crop then resize, in this process", draft=False, workers=0),
+        _torch("torch-files-workers", "Pillow crop then resize, 2 workers", draft=False, workers=2),
+        _torch(
+            "torch-files-draft", "Pillow resize(box=), draft on, 2 workers", draft=True, workers=2
+        ),
         Case(
             name="libjpeg",
             what="ceiling: libjpeg-turbo crop decode, no resize, 1 thread",

@@ -80,6 +80,11 @@ class DataSet:
         return [str(path) for path in sorted(paths, key=lambda path: path.name)]
 
 
+def label_of(path: str) -> int:
+    """The label of a loose file, which is the name of its folder."""
+    return int(os.path.basename(os.path.dirname(path)))
+
+
 def make(folder: Path, samples: int) -> DataSet:
     """The set of so many images below `folder`, made when it is not there yet."""
     root = folder / f"{samples}-recipe{RECIPE}-pillow{PIL.__version__}"

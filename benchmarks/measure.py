@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import resource
 import sys
@@ -20,6 +21,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import psutil
 
+from benchmarks import ABSENT
 from benchmarks.data import DataSet
 
 Look = Literal["count", "touch", "check"]
@@ -148,10 +150,16 @@ def measure(epoch: Epoch, *, seconds: float, look: Look) -> Run:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    peer = importlib.import_module(f"benchmarks.peers.{asked['peer']}")
+    try:
+        peer = importlib.import_module(f"benchmarks.peers.{asked['peer']}")
+    except ImportError as error:
+        print(error, flush=True)
+        sys.exit(ABSENT)
     epoch = peer.make(DataSet(**asked["data"]), **asked["settings"])
     run = measure(epoch, seconds=asked["seconds"], look=asked["look"])
     print(json.dumps(asdict(run)), flush=True)
+    for worker in multiprocessing.active_children():
+        worker.kill()  # torch's look for their parent every five seconds only
     os._exit(0)  # some peers take seconds to shut their threads down, or warn while they do
 
 

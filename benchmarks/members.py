@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +51,21 @@ def read_images(data: DataSet) -> list[bytes]:
             shard.seek(member.offset)
             images.append(shard.read(member.size))
     return images
+
+
+def converted(data: DataSet, name: str, convert: Callable[[Path], None]) -> Path:
+    """The folder of the set in a peer's own format: `convert` fills it once, whole or not at all.
+
+    `name` says format and version. Every case makes an epoch for its proof before it is timed, so
+    no conversion falls into a run that counts.
+    """
+    folder = Path(data.root, name)
+    if not folder.exists():
+        temporary = folder.with_name(f"{name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        convert(temporary)
+        temporary.rename(folder)
+    return folder
 
 
 def boxes(

@@ -13,10 +13,21 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks import scale
 from benchmarks.measure import Run
 from benchmarks.runner import Result, Spread
 
-_PACKAGES = ("tarpon", "webdataset", "nvidia-dali-cuda120", "torch", "pillow", "numpy")
+_PACKAGES = (
+    "tarpon",
+    "webdataset",
+    "nvidia-dali-cuda120",
+    "torch",
+    "pillow",
+    "numpy",
+    "mosaicml-streaming",
+    "litdata",
+    "simplejpeg",
+)
 _UNITS = {"samples_per_s": "samples/s", "samples_per_cpu_s": "images per CPU s"}
 _MIB = 1 << 20
 
@@ -76,7 +87,7 @@ def _cases_table(result: Result) -> list[str]:
     heads = [
         "case",
         f"{_UNITS[theme.rate]}, median (range)",
-        *(["samples/s"] if per_cpu else []),
+        *(["samples/s, median (range)"] if per_cpu else []),
         "MB/s",
         "CPU s per 1,000",
         "peak RSS, MiB",
@@ -84,6 +95,9 @@ def _cases_table(result: Result) -> list[str]:
     ]
     lines = [_row(heads), _row(["---"] * len(heads))]
     for case in theme.cases:
+        if case.name in result.absent:
+            why = f"not installed ({result.absent[case.name]}); {case.install}"
+            lines.append(_row([f"`{case.name}`: {case.what}", why, *[""] * (len(heads) - 2)]))
         if case.name not in result.runs:
             continue
         ratio = ""
@@ -94,13 +108,13 @@ def _cases_table(result: Result) -> list[str]:
             lambda run: 1000 / run.samples_per_cpu_s,
             lambda run: run.peak_bytes / _MIB,
         ]
-        if per_cpu:
-            figures.insert(0, lambda run: run.samples_per_s)
+        per_s = _spread(result.spread(case.name, lambda run: run.samples_per_s))
         lines.append(
             _row(
                 [
                     f"`{case.name}`: {case.what}",
                     _spread(result.rate(case.name)),
+                    *([per_s] if per_cpu else []),
                     *(_number(result.spread(case.name, figure).median) for figure in figures),
                     ratio,
                 ]
@@ -120,11 +134,15 @@ def _bars_table(result: Result) -> list[str]:
     heads = ["ratio", "measured, median (range)", "bar", "", "the same per CPU second"]
     lines = ["", _row(heads), _row(["---"] * len(heads))]
     for bar in result.bars():
+        name, least = f"`{bar.ours}` / `{bar.peer}`", f">= {bar.least:g}"
+        if not {bar.ours, bar.peer} <= result.runs.keys():
+            lines.append(_row([name, "not installed", least, "**not measured**", ""]))
+            continue
         ratio = result.ratio(bar.ours, bar.peer)
         cells = [
-            f"`{bar.ours}` / `{bar.peer}`",
+            name,
             _spread(ratio),
-            f">= {bar.least:g}",
+            least,
             "reached" if ratio.median >= bar.least else "**missed**",
             _number(result.ratio(bar.ours, bar.peer, rate="samples_per_cpu_s").median),
         ]
@@ -132,7 +150,14 @@ def _bars_table(result: Result) -> list[str]:
     return lines
 
 
-def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plot: str) -> str:
+def markdown(
+    results: Sequence[Result],
+    *,
+    runs: int,
+    load: Sequence[float],
+    plot: str | None,
+    huge: scale.ScaleResult | None = None,
+) -> str:
     """The whole page; `load` is the machine's load average before and after."""
     cores = len(os.sched_getaffinity(0))
     lines = [
@@ -150,9 +175,9 @@ def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plo
         "- CPU seconds are user and system, of the process and its children. RSS counts pages of "
         "mapped files, and pages shared between processes once each.",
         "- Made by `python -m benchmarks`.",
-        "",
-        f"![rates]({plot})",
     ]
+    if plot is not None:
+        lines += ["", f"![rates]({plot})"]
     for result in results:
         data, theme = result.data, result.theme
         lines += [
@@ -165,6 +190,8 @@ def markdown(results: Sequence[Result], *, runs: int, load: Sequence[float], plo
             *_cases_table(result),
             *_bars_table(result),
         ]
+    if huge is not None:
+        lines += ["", *scale.lines(huge)]
     return "\n".join(lines) + "\n"
 
 
@@ -190,10 +217,21 @@ def draw(results: Sequence[Result], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def write(results: Sequence[Result], output: Path, *, runs: int, load: Sequence[float]) -> Path:
-    """Write the page to `output` and the plot beside it; returns the plot's path."""
+def write(
+    results: Sequence[Result],
+    output: Path,
+    *,
+    runs: int,
+    load: Sequence[float],
+    huge: scale.ScaleResult | None = None,
+) -> list[Path]:
+    """Write the page to `output`, and beside it the plot of what ran; returns the files written."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    plot = output.with_suffix(".svg")
-    draw(results, plot)
-    output.write_text(markdown(results, runs=runs, load=load, plot=plot.name), encoding="utf-8")
-    return plot
+    drawn = [result for result in results if result.runs]
+    plot = output.with_suffix(".svg") if drawn else None
+    if plot is not None:
+        draw(drawn, plot)
+    name = plot.name if plot is not None else None
+    page = markdown(results, runs=runs, load=load, plot=name, huge=huge)
+    output.write_text(page, encoding="utf-8")
+    return [output] if plot is None else [output, plot]

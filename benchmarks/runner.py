@@ -11,21 +11,30 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from benchmarks import ABSENT
 from benchmarks.cases import Bar, Case, Rate, Theme
 from benchmarks.data import DataSet
 from benchmarks.measure import Look, Run
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 600
+# of the maths libraries: nobody's spinning is to be counted as work
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _GREY_LEVELS = 3.0  # peers that draw other boxes see other parts of the images
 
 
 class PeerError(RuntimeError):
     """A case failed, or did not read the bytes that it was to read."""
+
+
+class AbsentError(PeerError):
+    """A case's peer cannot be imported; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +52,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The runs of a theme's cases, round by round; ``runs[case][round]``."""
+    """The runs of a theme's cases, round by round; ``runs[case][round]``.
+
+    `absent` says of each case that could not run why its peer cannot be imported.
+    """
 
     theme: Theme
     data: DataSet
     runs: dict[str, list[Run]]
+    absent: dict[str, str] = field(default_factory=dict)
 
     def spread(self, case: str, figure: Callable[[Run], float]) -> Spread:
         return Spread.of([figure(run) for run in self.runs[case]])
@@ -62,8 +75,9 @@ class Result:
         return Spread.of([rate_of(a, rate) / rate_of(b, rate) for a, b in pairs])
 
     def bars(self) -> list[Bar]:
-        """Those whose both sides ran."""
-        return [bar for bar in self.theme.bars if {bar.ours, bar.peer} <= self.runs.keys()]
+        """Those whose both sides were asked for, also where one is not installed."""
+        asked = self.runs.keys() | self.absent.keys()
+        return [bar for bar in self.theme.bars if {bar.ours, bar.peer} <= asked]
 
 
 def rate_of(run: Run, rate: Rate) -> float:
@@ -79,34 +93,60 @@ def run_case(case: Case, data: DataSet, *, seconds: float, look: Look) -> Run:
         "seconds": seconds,
         "look": look,
     }
-    # one thread each in the maths libraries: nobody's spinning is to be counted as work
-    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | case.env
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure", json.dumps(asked)],
-        cwd=_ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_TIMEOUT_S,
-    )
+    env = _ONE_THREAD | case.env
+    return Run(**run_module("benchmarks.measure", asked, name=case.name, env=env))
+
+
+def run_module(module: str, asked: Any, *, name: str, env: Mapping[str, str] = _ONE_THREAD) -> Any:
+    """Run a module with one argument of JSON in a fresh process; returns the JSON it prints last.
+
+    Raises:
+        AbsentError: It ended with `ABSENT`.
+        PeerError: It ended with another status than 0, or not at all; the message carries its
+            last lines.
+    """
+    # some peers leave files in the temporary folder, for others of their kind to find
+    with tempfile.TemporaryDirectory(prefix="tarpon-bench-") as scratch:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", module, json.dumps(asked)],
+                cwd=_ROOT,
+                env=os.environ | {"TMPDIR": scratch} | env,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PeerError(f"{name}: not done after {_TIMEOUT_S} s, expected a minute") from error
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode == ABSENT:
+        raise AbsentError(last)
     if done.returncode != 0:
         tail = "\n".join(done.stderr.strip().splitlines()[-12:])
-        raise PeerError(f"{case.name}: ended with {done.returncode}\n{tail}")
-    return Run(**json.loads(done.stdout.strip().splitlines()[-1]))
+        raise PeerError(f"{name}: ended with {done.returncode}\n{tail}")
+    return json.loads(last)
 
 
-def prove(theme: Theme, cases: Sequence[Case], data: DataSet) -> None:
+def prove(theme: Theme, cases: Sequence[Case], data: DataSet) -> dict[str, str]:
     """Let every case make one epoch, and compare what it handed over with what is in the set.
+
+    Returns:
+        The cases whose peer is not installed, and why.
 
     Raises:
         PeerError: Another number of samples, other bytes, other labels, or other pictures.
     """
     greys: dict[str, float] = {}
+    absent: dict[str, str] = {}
     for case in cases:
         if case.proof == "none":
             continue
-        run = run_case(case, data, seconds=0, look="check")
+        try:
+            run = run_case(case, data, seconds=0, look="check")
+        except AbsentError as error:
+            absent[case.name] = str(error)
+            continue
         found: tuple[int, ...] = (run.samples, run.bytes, run.crc, run.labels)
         expected: tuple[int, ...] = (data.samples, data.bytes, data.crc % 2**64, data.labels)
         if case.proof == "grey":
@@ -120,6 +160,7 @@ def prove(theme: Theme, cases: Sequence[Case], data: DataSet) -> None:
     for name, grey in greys.items():
         if abs(grey - greys[next(iter(greys))]) > _GREY_LEVELS:
             raise PeerError(f"{theme.name}: mean grey levels {greys}: {name} makes other pictures")
+    return absent
 
 
 def run_theme(
@@ -137,10 +178,11 @@ def run_theme(
     """
     cases = [case for case in theme.cases if only is None or only in case.name]
     tick("proof")
-    prove(theme, cases, data)
-    made: dict[str, list[Run]] = {case.name: [] for case in cases}
+    absent = prove(theme, cases, data)
+    present = [case for case in cases if case.name not in absent]
+    made: dict[str, list[Run]] = {case.name: [] for case in present}
     for number in range(runs):
-        for case in cases:
+        for case in present:
             tick(f"round {number + 1} of {runs}, {case.name}")
             made[case.name].append(run_case(case, data, seconds=seconds, look=theme.look))
-    return Result(theme=theme, data=data, runs=made)
+    return Result(theme=theme, data=data, runs=made, absent=absent)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import data, report, runner
-from benchmarks.cases import RAW, THEMES, Theme
+from benchmarks import data, report, runner, scale
+from benchmarks.cases import DECODE, RAW, THEMES, Case, Theme
 from benchmarks.measure import Run
 
 IMAGES = 24
@@ -86,6 +86,39 @@ def test_a_case_that_fails_says_why(made: data.DataSet) -> None:
         runner.run_case(of(RAW, "tarpon")[0], gone, seconds=0, look="check")
 
 
+def test_a_peer_that_is_not_there_is_reported(made: data.DataSet) -> None:
+    ours, gone = RAW.cases[0], Case(name="gone", what="a peer", peer="gone", settings={})
+    theme = dataclasses.replace(RAW, cases=(ours, gone))
+    result = runner.run_theme(theme, made, runs=1, seconds=0)
+    assert list(result.runs) == ["tarpon"]
+    page = report.markdown([result], runs=1, load=(0.1, 0.2), plot="rates.svg")
+    reason = "No module named 'benchmarks.peers.gone'"
+    assert f"| `gone`: a peer | not installed ({reason}); make setup |" in page
+
+
+def test_a_bar_beside_a_peer_that_is_not_there_is_not_measured(made: data.DataSet) -> None:
+    absent = {"dali-reader": "no DALI"}
+    result = runner.Result(theme=RAW, data=made, runs={"tarpon": [run()]}, absent=absent)
+    page = report.markdown([result], runs=1, load=(0.1, 0.2), plot="rates.svg")
+    assert "| `tarpon` / `dali-reader` | not installed | >= 1.1 | **not measured** |" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["streaming", "litdata"])
+def test_a_peer_reads_the_same_bytes_in_its_own_format(made: data.DataSet, name: str) -> None:
+    absent = runner.prove(RAW, of(RAW, name), made)
+    if absent:
+        pytest.skip(f"{absent[name]}; scripts/install_peers.sh")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simplejpeg-scaled", "torch-files-draft"])
+def test_a_peer_decodes_the_same_pictures(made: data.DataSet, name: str) -> None:
+    absent = runner.prove(DECODE, of(DECODE, "tarpon", name), made)
+    if absent:
+        pytest.skip(f"{absent[name]}; scripts/install_peers.sh")
+
+
 def test_ratios_are_taken_within_a_round(made: data.DataSet) -> None:
     # the machine was ten times slower in the second round: the ratio was 2 all the same
     runs = {
@@ -121,6 +154,37 @@ def test_bad_arguments_are_refused(
     assert message in capsys.readouterr().err
 
 
+SMALL = scale.Size(shards=20, per_shard=50, dali_shards=2)
+
+
+def test_scale_opens_and_restores(folder: Path) -> None:
+    result = scale.run(folder, SMALL, runs=2, only="re")  # restore
+    found = result.values["restore"]
+    assert [len(values) for values in found.values()] == [2, 2, 2, 2]
+    assert max(found["restore_s"]) <= max(found["first_s"])
+    page = "\n".join(scale.lines(result))
+    assert "## 1,000 samples in 20 shards" in page
+    assert re.search(r"\| state as JSON \| \d+ B \| \d+ B \| < 1,000 B \| reached \|", page)
+    names = {path.name for path in scale.make(folder, SMALL).parent.iterdir()}
+    assert len(names) == 2 * 20 + 1
+
+
+def test_scale_refuses_other_samples(folder: Path) -> None:
+    other = dataclasses.replace(SMALL, per_shard=51)
+    scale.make(folder, SMALL).parent.rename(folder / "scale-20x51-recipe1")
+    with pytest.raises(runner.PeerError, match=r"(?s)scale/open: .*samples: 1000, expected 1020"):
+        scale.run(folder, other, runs=1, only="open")
+
+
+def test_a_scale_bar_must_hold_in_the_worst_process() -> None:
+    values = {"open": {"open_s": [0.5, 0.6, 2.5], "peak_bytes": [1e6, 2e6, 3e6]}}
+    result = scale.ScaleResult(size=scale.FULL, values=values, absent={"dali": "no DALI"})
+    page = "\n".join(scale.lines(result))
+    assert "| time | 0.6 s | 2.5 s | < 2 s | **missed** |" in page
+    assert "| peak memory of the process | 2 MB | 3 MB |  |  |" in page
+    assert "| not installed (no DALI); make setup |" in page
+
+
 def measure(folder: Path, output: Path, *arguments: str) -> str:
     fixed = ["--quick", "--runs", "1", "--images", str(IMAGES), "--data", str(folder)]
     assert command.main([*fixed, "--output", str(output), *arguments]) == 0
@@ -136,11 +200,24 @@ def test_the_command_writes_a_page_and_a_plot(
     assert 0 < (tmp_path / "page.svg").stat().st_size < 100_000
 
 
+def test_scale_alone_makes_a_page_without_a_plot(folder: Path, tmp_path: Path) -> None:
+    page = measure(folder, tmp_path / "page.md", "--theme", "scale", "--only", "open")
+    assert "| `open`: tarpon.open(train.json) and its length | time |" in page
+    assert "![rates]" not in page
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all_cases_of_all_themes_run(made: data.DataSet, folder: Path, tmp_path: Path) -> None:
     page = measure(folder, tmp_path / "page.md")
     for theme in THEMES:
         for case in theme.cases:
-            assert f"| `{case.name}`: {case.what} |" in page
+            row = f"| `{case.name}`: {case.what} |"
+            assert row in page
+            assert f"{row} not installed" not in page or case.install != "make setup"
         for bar in theme.bars:
             assert f"| `{bar.ours}` / `{bar.peer}` |" in page
+    for huge in scale.CASES:
+        for figure in huge.figures:
+            assert re.search(rf"\| `{huge.name}`: .* \| {re.escape(figure.what)} \|", page)

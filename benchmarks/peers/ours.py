@@ -12,8 +12,15 @@ from benchmarks.members import SEED, SIZE, batch_size
 
 
 def make(
-    data: DataSet, *, image: Literal["raw", "crop"], threads: int, shuffle: bool, batch: int
+    data: DataSet,
+    *,
+    image: Literal["raw", "crop"],
+    threads: int,
+    shuffle: bool,
+    batch: int,
+    window: Literal["all"] | None = None,
 ) -> Epoch:
+    """`window`: samples shuffled together; ``None`` is the loader's own choice."""
     field: tarpon.Raw | tarpon.RandomResizedCrop = tarpon.Raw("jpg")
     if image == "crop":
         field = tarpon.RandomResizedCrop(SIZE, ext="jpg")
@@ -23,6 +30,7 @@ def make(
         fields={"image": field, "label": tarpon.Int("cls")},
         shuffle=shuffle,
         seed=SEED,
+        window_samples=window,
         threads=threads,
     )
 

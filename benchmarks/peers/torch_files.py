@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.data import DataSet
+from benchmarks.data import DataSet, label_of
 from benchmarks.measure import Epoch, Tally
 from benchmarks.members import batch_size
 
@@ -22,7 +21,7 @@ class _Files(Dataset[tuple[bytes, int]]):
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         path = self._paths[index]
         with open(path, "rb", buffering=0) as file:
-            return file.read(), int(os.path.basename(os.path.dirname(path)))
+            return file.read(), label_of(path)
 
 
 def _as_it_is(value: Any) -> Any:
