@@ -7,7 +7,7 @@ CORE        := $(wildcard loader/core/*.[ch] loader/CMakeLists.txt)
 C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c tests/loader/*.c
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format sanitize arm64 fuzz wheel bench ci clean
+.PHONY: help setup demo test test-fast lint format sanitize arm64 fuzz soak wheel bench ci clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ arm64: setup ## the C tests cross-built for arm64, under qemu; not part of ci, t
 
 fuzz: setup ## fuzz each parser for SECONDS_EACH (default 60) with clang's libFuzzer
 	scripts/fuzz.sh $${SECONDS_EACH:-60}
+
+soak: setup ## the long proofs: fuzzing, random cycles, valgrind; writes docs/soak/<date>.md
+	scripts/soak.sh
 
 wheel: setup ## build the wheel and repair it, so that it carries libjpeg-turbo
 	scripts/build_wheel.sh

@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that setup needs and that are missing, and says so.
+# With the argument "soak": those that the long proofs need.
 set -euo pipefail
 
 missing=()
 need() { # need PROBE PACKAGE...: the packages, unless the probe succeeds
     if ! bash -c "$1" >/dev/null 2>&1; then missing+=("${@:2}"); fi
 }
-need 'command -v gcc && command -v make' build-essential
-need 'python3 -c "import ensurepip, venv"' python3-venv
-need 'python3 -c "import sysconfig, os; assert os.path.exists(sysconfig.get_path(\"include\") + \"/Python.h\")"' python3-dev
-need 'echo "#include <stdio.h>
+if [ "${1:-}" = soak ]; then
+    need 'command -v valgrind' valgrind
+    need 'echo "int LLVMFuzzerTestOneInput(const char *d, long n) { return !d && n; }" |
+        clang -fsanitize=fuzzer,address,undefined -x c -o /dev/null -' clang libclang-rt-14-dev
+else
+    need 'command -v gcc && command -v make' build-essential
+    need 'python3 -c "import ensurepip, venv"' python3-venv
+    need 'python3 -c "import sysconfig, os; assert os.path.exists(sysconfig.get_path(\"include\") + \"/Python.h\")"' python3-dev
+    need 'echo "#include <stdio.h>
 #include <jpeglib.h>" | gcc -E -' libjpeg62-turbo-dev
-need 'echo "#include <curl/curl.h>" | gcc -E -' libcurl4-openssl-dev
-need 'command -v git' git
-need 'command -v kubectl' kubernetes-client
+    need 'echo "#include <curl/curl.h>" | gcc -E -' libcurl4-openssl-dev
+    need 'command -v git' git
+    need 'command -v kubectl' kubernetes-client
+fi
 
 if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
 echo "installing Debian packages: ${missing[*]}"

@@ -1,0 +1,240 @@
+"""The long proofs, and a dated page of what came of them: docs/soak/<date>.md.
+
+    make soak                                                   # an hour and a half on 2 cores
+    SOAK_FUZZ_SECONDS=60 SOAK_CYCLES=500 make soak              # a trial
+
+Fuzzing (SOAK_FUZZ_SECONDS over all targets), random cycles of the loader (SOAK_CYCLES over two
+processes, seeds from SOAK_SEED), valgrind's memcheck over the C tests that match SOAK_VALGRIND.
+Every part runs, whatever the others found. Exit status 1: something was found; the page names it.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "build" / "soak"  # crash inputs and logs
+PROCESSES = 2
+CRASHES_MOST = 20  # of one target, then it is left alone
+FUZZ_SECONDS = int(os.environ.get("SOAK_FUZZ_SECONDS", "3600"))
+CYCLES = int(os.environ.get("SOAK_CYCLES", "200000"))
+SEED = int(os.environ.get("SOAK_SEED", "1"))
+VALGRIND = os.environ.get("SOAK_VALGRIND", "test_*")  # "" runs none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part's rows of a table, and what it found."""
+
+    title: str
+    heading: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    findings: list[str]
+
+
+def say(line: str) -> None:
+    print(f"soak: {time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def shown(command: list[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, **options)
+
+
+# ---- fuzzing -------------------------------------------------------------------------------------
+
+
+def fuzz(target: Path, seconds: int) -> tuple[tuple[object, ...], list[str]]:
+    """Run one target, again after each crash until the time is up; its row, and the crashes."""
+    name = target.name.removeprefix("fuzz_")
+    grown, committed = ROOT / "build/corpus" / name, ROOT / "loader/core/fuzz/corpus" / name
+    grown.mkdir(parents=True, exist_ok=True)
+    began, runs, coverage, findings, last = time.monotonic(), 0, "?", list[str](), ""
+    while (left := seconds - (time.monotonic() - began)) > 0.5 and len(findings) < CRASHES_MOST:
+        run = shown(
+            [
+                target,
+                f"-max_total_time={max(1, round(left))}",
+                "-print_final_stats=1",
+                f"-artifact_prefix={KEPT}/{name}-",
+                grown,
+                committed,
+            ]
+        )
+        runs += int((re.findall(r"number_of_executed_units:\s*(\d+)", run.stderr) or [0])[-1])
+        coverage = (re.findall(r"cov: (\d+) ft: (\d+)", run.stderr) or [(coverage, "?")])[-1][0]
+        if run.returncode == 0:
+            break
+        log = KEPT / f"{name}-{len(findings)}.log"
+        log.write_text(run.stderr)
+        written = re.findall(r"Test unit written to (\S+)", run.stderr)
+        kept = [Path(path).relative_to(ROOT) for path in written] or ["no input"]
+        summary = (re.findall(r"SUMMARY: (.*)", run.stderr) or ["no summary"])[-1]
+        findings.append(f"{target.name}: {summary}; `{kept[0]}`, `{log.relative_to(ROOT)}`")
+        say(findings[-1])
+        if run.stderr == last:  # ends before it starts
+            break
+        last = run.stderr
+    took = time.monotonic() - began
+    say(f"{target.name}: {runs} executions in {took:.0f} s, {len(findings)} findings")
+    row = (target.name, f"{took:.0f}", runs, coverage, len(list(grown.iterdir())), len(findings))
+    return row, findings
+
+
+def fuzzing() -> Part:
+    subprocess.run(["scripts/fuzz.sh", "build"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    targets = [path for path in sorted(ROOT.glob("build/fuzz/fuzz_*")) if os.access(path, os.X_OK)]
+    targets = [path for path in targets if path.is_file()]
+    each = max(1, FUZZ_SECONDS // len(targets))
+    say(f"fuzzing {', '.join(path.name for path in targets)}, {each} s each")
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        done = list(pool.map(lambda target: fuzz(target, each), targets))
+    return Part(
+        title="Fuzzing: libFuzzer with ASan and UBSan",
+        heading=("target", "seconds", "executions", "edges", "corpus", "findings"),
+        rows=[row for row, _ in done],
+        findings=[finding for _, findings in done for finding in findings],
+    )
+
+
+# ---- cycles of the loader ------------------------------------------------------------------------
+
+
+def some_cycles(number: int) -> tuple[tuple[object, ...], list[str]]:
+    seed, count = SEED + number, max(1, CYCLES // PROCESSES)
+    log = KEPT / f"cycles-{seed}.log"
+    with log.open("w") as errors:  # a cycle that hangs ends the process, with its stacks in the log
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.soak.cycles", f"--seed={seed}", f"--cycles={count}"],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+    if run.returncode != 0:
+        lines = log.read_text().splitlines()
+        why = f"cycles, seed {seed}: exit status {run.returncode}, {' / '.join(lines[-2:])}"
+        say(why)
+        return (seed, count, "?", "?", "?", "?"), [f"{why}; `{log.relative_to(ROOT)}`"]
+    report = json.loads(run.stdout)
+    memory = ", ".join(str(value) for value in report["rss_mib"])
+    ways = ", ".join(f"{value} {key}" for key, value in report["ways"].items())
+    threads = f"{report['threads'][0]} to {report['threads'][-1]}"
+    files = f"{report['files'][0]} to {report['files'][-1]}"
+    return (seed, count, report["seconds"], threads, files, memory, ways), []
+
+
+def cycles() -> Part:
+    say(f"{CYCLES} cycles in {PROCESSES} processes, seeds from {SEED}; build/soak/cycles-*.log")
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        done = list(pool.map(some_cycles, range(PROCESSES)))
+    return Part(
+        title="Random cycles: open, read, leave a loader",
+        heading=("seed", "cycles", "seconds", "threads", "files", "RSS, MiB", "ways"),
+        rows=[row for row, _ in done],
+        findings=[finding for _, findings in done for finding in findings],
+    )
+
+
+# ---- valgrind ------------------------------------------------------------------------------------
+
+
+def memcheck(test: str) -> tuple[tuple[object, ...], list[str]]:
+    began = time.monotonic()
+    run = shown(
+        ["valgrind", "-q", "--error-exitcode=99", "--num-callers=20", test],
+        # Memcheck does not follow libjpeg-turbo's SIMD code; without, every byte of it is known.
+        env={**os.environ, "JSIMD_FORCENONE": "1"},
+    )
+    name = Path(test).name
+    findings = []
+    if run.returncode != 0:
+        log = KEPT / f"memcheck-{name}.log"
+        log.write_text(run.stderr)
+        findings = [f"memcheck, {name}: exit status {run.returncode}; `{log.relative_to(ROOT)}`"]
+    say(f"memcheck {name}: {time.monotonic() - began:.0f} s, {len(findings)} findings")
+    return (name, f"{time.monotonic() - began:.0f}", len(findings)), findings
+
+
+def valgrind() -> Part:
+    subprocess.run(
+        ["scripts/test_core.sh", "build/core-plain", ""],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    tests = sorted(glob.glob(str(ROOT / "build/core-plain" / VALGRIND)))
+    tests = [test for test in tests if os.path.isfile(test) and os.access(test, os.X_OK)]
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        done = list(pool.map(memcheck, tests))
+    return Part(
+        title="Memcheck over the C tests",
+        heading=("test", "seconds", "findings"),
+        rows=[row for row, _ in done],
+        findings=[finding for _, findings in done for finding in findings],
+    )
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def first_line(*command: str) -> str:
+    return (shown(list(command)).stdout.splitlines() or ["?"])[0]
+
+
+def cpu() -> str:
+    text = Path("/proc/cpuinfo").read_text()
+    return (re.findall(r"model name\s*: (.*)", text) or [platform.machine()])[0]
+
+
+def table(part: Part) -> str:
+    lines = [part.heading, ("---",) * len(part.heading), *part.rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def page(parts: list[Part], began: datetime) -> str:
+    took = (datetime.now(UTC) - began).total_seconds() / 60
+    commit = first_line("git", "rev-parse", "--short=12", "HEAD")
+    dirty = " and changes not committed" if shown(["git", "status", "--porcelain"]).stdout else ""
+    findings = [f"- {finding}" for part in parts for finding in part.findings]
+    return "\n\n".join(
+        [
+            f"# Soak of {began:%Y-%m-%d}",
+            f"Commit {commit}{dirty}, {took:.0f} minutes on {os.cpu_count()} CPUs ({cpu()}). "
+            f"SOAK_FUZZ_SECONDS={FUZZ_SECONDS} SOAK_CYCLES={CYCLES} SOAK_SEED={SEED} "
+            f"SOAK_VALGRIND='{VALGRIND}'. Python {platform.python_version()}, "
+            f"{first_line('clang', '--version')}, {first_line('gcc', '--version')}, "
+            f"{first_line('valgrind', '--version')}, Linux {platform.release()}.",
+            "**Findings:** " + ("none" if not findings else "\n\n" + "\n".join(findings)),
+            *(f"## {part.title}\n\n{table(part)}" for part in parts if part.rows),
+        ]
+    )
+
+
+def main() -> int:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    began = datetime.now(UTC)
+    chosen = [(FUZZ_SECONDS, fuzzing), (CYCLES, cycles), (VALGRIND, valgrind)]
+    parts = [run() for length, run in chosen if length]
+    folder = ROOT / "docs" / "soak"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{began:%Y-%m-%d}.md"
+    out.write_text(page(parts, began) + "\n")
+    found = sum(len(part.findings) for part in parts)
+    say(f"{found} findings; {out.relative_to(ROOT)}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
