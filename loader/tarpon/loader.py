@@ -369,10 +369,12 @@ class Loader:
             while len(self._asked) < _AHEAD:
                 self._ask_after(self._asked[-1])
             return self._next_asked()
-        except BaseException:
+        except BaseException as error:
             # Engine and `_asked` may be out of step, and would pair a batch with another's
             # indices: forget both, the next call asks again.
             self._cancel()
+            if self._pid == -1 and isinstance(error, Exception):  # by another thread, under us
+                raise ValueError("the loader is closed") from error
             raise
 
     def _ask_after(self, ask: Ask) -> None:

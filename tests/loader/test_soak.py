@@ -22,7 +22,6 @@ def test_whatever_is_done_to_a_loader_its_batches_are_right_and_nothing_grows(
     assert sum(report["ways"].values()) == 150
 
 
-@pytest.mark.xfail(strict=True, reason="TODO(close-race): CancelledError, RuntimeError, IndexError")
 def test_close_from_another_thread_while_pillow_decodes_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
