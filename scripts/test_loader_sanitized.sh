@@ -24,7 +24,9 @@ PY
 try() {
     local python=(env PYTHONPATH="$target" "${@:2}" .venv/bin/python) report
     "${python[@]}" -c "from tarpon import _core; assert _core.__file__.startswith('$target'), _core"
-    "${python[@]}" -m pytest tests/loader -q -p no:cacheprovider -m "not slow" || failed=$?
+    "${python[@]}" -m pytest tests/loader -q -p no:cacheprovider -m "not slow" \
+        --ignore-glob='*/test_torch.py' --ignore-glob='*/test_lightning.py' \
+        --ignore-glob='*/test_coming_from.py' || failed=$?
     for report in build/"$1"-report*; do # pytest has the standard streams, so reports go to files
         [ -f "$report" ] || continue
         cat "$report" >&2
@@ -42,11 +44,13 @@ under_address() {
 }
 
 # CPython and NumPy are not instrumented, but their locks are seen, the GIL too, and that is all
-# the order between threads that they make: no report needs to be suppressed.
+# the order between threads that they make.  Not seen is how glibc's loader hands thread-local
+# storage from a thread that ended to the next one: reports from inside it are left out.
 under_thread() {
     build tsan thread
+    echo 'race:ld-linux' > build/tsan.supp
     try tsan LD_PRELOAD="$(gcc -print-file-name=libtsan.so)" \
-        TSAN_OPTIONS="halt_on_error=1:exitcode=66:log_path=$PWD/build/tsan-report"
+        TSAN_OPTIONS="halt_on_error=1:exitcode=66:log_path=$PWD/build/tsan-report:suppressions=$PWD/build/tsan.supp"
 }
 
 case "${1:-both}" in

@@ -24,6 +24,7 @@ that cannot learn (lr=1e-9) reach 0.10 to 0.20."""
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(400),
     # MLflow 3.17's own queries, under SQLAlchemy 2.1
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
 ]
