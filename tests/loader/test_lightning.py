@@ -62,6 +62,7 @@ def weights(trainer: lightning.Trainer) -> torch.Tensor:
     return torch.cat([parameter.flatten() for parameter in trainer.lightning_module.parameters()])
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes_on_the_next_batch_after_any_checkpoint(
     tmp_path: Path, seen: Seen
 ) -> None:

@@ -14,7 +14,9 @@ from tests.loader.tars import photo, write_tar
 from tests.soak.cycles import soak
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+# A cycle's signal may be heard inside a callback of the garbage collector, where it is lost.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_whatever_is_done_to_a_loader_its_batches_are_right_and_nothing_grows(
     seed: int, tmp_path: Path
 ) -> None:

@@ -293,7 +293,7 @@ def test_state_without_workers_is_the_loaders_own(shards: Path) -> None:
         assert next(iter(loader)).step == 1
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_loaders_state_goes_on_at_every_step(shards: Path, workers: int) -> None:
     first, second, third = map(indices, epochs(shards, 3))
     whole = first + second
@@ -322,7 +322,13 @@ def run(loader: StatefulDataLoader[Any], until: int) -> Iterator[tuple[list[int]
 
 @pytest.mark.parametrize(
     ("workers", "persistent"),
-    [(0, False), (2, False), (2, True), pytest.param(3, False, marks=pytest.mark.slow)],
+    [
+        (0, False),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((2, False), (2, True), (3, False))
+        ),
+    ],
 )
 def test_stateful_dataloader_resumes_at_every_step(
     shards: Path, workers: int, persistent: bool

@@ -49,11 +49,15 @@ Saved = tuple[dict[str, Any], int, int]  # a state, its epoch and position
 
 
 class Interrupt(BaseException):
-    """What the consumer's signal handler raises, as Ctrl-C does."""
+    """What the consumer's signal handler raises, as Ctrl-C does; once, and only while `due`."""
+
+    due = False
 
 
 def on_signal(*_: object) -> None:
-    raise Interrupt
+    if Interrupt.due:
+        Interrupt.due = False
+        raise Interrupt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,18 +325,20 @@ def read_disturbed(
     main, order = threading.get_ident(), order_of(loader)
     disturb = loader.close if how == "closed" else lambda: signal.pthread_kill(main, SIGNAL)
     other = threading.Timer(rng.random() * 0.003, disturb)
+    Interrupt.due = how == "interrupted"
     try:
         other.start()
         for batch in loader:
             model.check(plan, order, batch, 0, batch.step * plan.whole)
-        other.join()
-        time.sleep(0)  # a signal is heard here at the latest
+        while Interrupt.due:  # the signal may still be on its way
+            time.sleep(0.001)
     except ValueError as error:
         if how != "closed" or "closed" not in str(error):
             raise
     except Interrupt:
         pass
     finally:
+        Interrupt.due = False
         other.join()
     if how == "closed":
         return how
