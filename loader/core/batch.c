@@ -97,6 +97,7 @@ static bool has_failed(tp_batch *batch)
     return failed;
 }
 
+/* What *issue owns is the batch's from here. */
 static void note(tp_batch *batch, const struct tp_issue *issue)
 {
     struct tp_error memory;
@@ -111,6 +112,7 @@ static void note(tp_batch *batch, const struct tp_issue *issue)
         batch->issues[batch->issue_count++] = *issue;
     (void)pthread_mutex_unlock(&batch->lock);
     if (!room) {
+        tp_free(issue->foreign);
         (void)tp_fail(&memory, TP_ENOMEM, "out of memory");
         fail_batch(batch, &memory);
     }
@@ -226,17 +228,19 @@ static void write_raw_offsets(tp_batch *batch)
     }
 }
 
-static void release_found(tp_batch *batch)
+/* Let go of what an earlier opening found and noted. */
+static void forget(tp_batch *batch)
 {
     while (batch->found_count > 0)
         tp_found_release(batch->recipe->dataset, &batch->found[--batch->found_count]);
+    while (batch->issue_count > 0)
+        tp_free(batch->issues[--batch->issue_count].foreign);
 }
 
 tp_status tp_batch_open(tp_batch *batch, struct tp_error *err)
 {
     uint64_t bytes = 0;
-    batch->issue_count = 0; /* of an earlier try that found no room */
-    release_found(batch);
+    forget(batch); /* an earlier try may have found no room */
     tp_status st = find_members(batch, err);
     if (st == TP_OK)
         st = lay_out(batch, &bytes, err);
@@ -353,8 +357,13 @@ static tp_status fill_crop(tp_batch *batch, uint32_t slot, uint32_t f,
     if (st != TP_OK)
         return st;
     if (size > 0 && !tp_jpeg_sniff(worker->encoded, size)) {
-        struct tp_issue issue = {
-            .slot = slot, .field = f, .foreign = true, .shard = batch->found[slot].shard};
+        struct tp_issue issue = {.slot = slot,
+                                 .field = f,
+                                 .foreign = worker->encoded,
+                                 .foreign_size = size,
+                                 .shard = batch->found[slot].shard};
+        worker->encoded = NULL; /* ownership moved to the issue */
+        worker->encoded_size = 0;
         note(batch, &issue);
         return TP_OK;
     }
@@ -418,10 +427,9 @@ void tp_batch_fill(tp_batch *batch, uint32_t slot, struct tp_worker *worker)
 
 void tp_batch_reset(tp_batch *batch)
 {
-    release_found(batch);
+    forget(batch);
     tp_slab_release(batch->slab);
     batch->slab = NULL;
-    batch->issue_count = 0;
     batch->failure.status = TP_OK;
     batch->next = NULL;
 }

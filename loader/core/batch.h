@@ -48,11 +48,12 @@ struct tp_field_layout {
     uint64_t offsets_at;
 };
 
-/* A slot that could not be made (`foreign` false), or holds an image that is not a JPEG and is
- * left for the caller to decode (`foreign` true, no message). */
+/* A slot that could not be made, or whose image is not a JPEG and is left for the caller to decode:
+ * then `foreign` is the image, owned by the batch, and there is no message. */
 struct tp_issue {
     uint32_t        slot, field;
-    bool            foreign;
+    uint8_t        *foreign; /* NULL: the slot could not be made */
+    size_t          foreign_size;
     size_t          shard;
     struct tp_error error;
 };

@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 struct shard {
     tp_source *source;
@@ -21,6 +22,7 @@ struct tp_dataset {
     atomic_long          owners;
     struct tp_open_files files;
     tp_pages            *pages;
+    pid_t                process;
     size_t               count, room;
     uint64_t             samples;
     struct shard        *shards;
@@ -75,6 +77,7 @@ tp_status tp_dataset_create(tp_dataset **out, size_t count, size_t index_bytes,
     atomic_init(&dataset->files.left, open_files_allowed());
     dataset->files.below = (int)open_files_allowed();
     dataset->room = count;
+    dataset->process = getpid();
     tp_status st = tp_pages_create(&dataset->pages, index_bytes, err);
     if (st == TP_OK && !(dataset->shards = tp_alloc_zero(count, sizeof *dataset->shards)))
         st = tp_fail(err, TP_ENOMEM, "out of memory for %zu shards", count);
@@ -166,7 +169,7 @@ void tp_dataset_retain(tp_dataset *dataset)
 
 void tp_dataset_release(tp_dataset *dataset)
 {
-    if (!dataset || atomic_fetch_sub(&dataset->owners, 1) != 1)
+    if (!dataset || dataset->process != getpid() || atomic_fetch_sub(&dataset->owners, 1) != 1)
         return;
     for (size_t i = 0; i < dataset->count; i++) {
         struct shard *shard = &dataset->shards[i];

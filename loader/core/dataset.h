@@ -6,7 +6,7 @@
  * A shard's index is read when one of its samples is first wanted, a page at a time: see lookup.h.
  * Shards whose sample count the caller does not know are indexed when added.  Nothing is written.
  * Any number of threads may find and read; all of it touches the disk, so the binding drops the
- * GIL around it. */
+ * GIL around it.  A child after fork() must not use it, only release it. */
 #ifndef TARPON_DATASET_H
 #define TARPON_DATASET_H
 
@@ -68,6 +68,8 @@ TP_MUST_CHECK tp_status tp_dataset_read(tp_dataset *dataset, const struct tp_fou
 void tp_dataset_index_bytes(tp_dataset *dataset, size_t *all, size_t *unused);
 
 void tp_dataset_retain(tp_dataset *dataset);
-void tp_dataset_release(tp_dataset *dataset); /* accepts NULL; the last one out frees */
+/* The last one out frees.  In a child after fork(), where another thread may have held a lock for
+ * ever, everything is left as it is.  Accepts NULL. */
+void tp_dataset_release(tp_dataset *dataset);
 
 #endif

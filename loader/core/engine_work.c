@@ -103,7 +103,7 @@ static void fill_some(tp_engine *engine, struct tp_job *job, struct tp_thread *s
     job->busy++;
     self->filling = job;
     (void)pthread_mutex_unlock(&engine->lock);
-    for (uint32_t slot = first; slot < last; slot++)
+    for (uint32_t slot = first; slot < last && !atomic_load(&engine->closing); slot++)
         tp_batch_fill(job->batch, slot, &self->worker);
     (void)pthread_mutex_lock(&engine->lock);
     self->filling = NULL;

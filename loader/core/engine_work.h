@@ -37,7 +37,7 @@ struct tp_engine {
     struct tp_job    *oldest, *newest;
     struct tp_job    *spare_jobs;
     tp_batch         *spare;
-    bool              closing;
+    atomic_bool       closing;  /* written under the lock; threads look at it between slots */
     bool              orphaned; /* freed: the last thread out destroys the engine */
     uint32_t          exited;   /* threads that touch nothing of it any more */
     uint64_t          samples, idle_ns, full_ns;

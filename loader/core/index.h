@@ -47,14 +47,20 @@ struct tp_index_skipped {
 TP_MUST_CHECK tp_status tp_index_parse(tp_index **out, const uint8_t *text, size_t size,
                                        uint64_t tar_bytes, const char *where, struct tp_error *err);
 
-/* Where the lines of a DALI index begin, without reading what they say: (*starts)[k] is the byte at
- * which the line of sample k * `every` begins, and one entry more is where the last line ends.
- * *samples is the count in the first line, which must be the number of lines.  Fails as
- * tp_index_parse(), and with TP_EUNSUPPORTED when the text is 4 GiB or more.  On success the caller
- * owns *starts (tp_free). */
-TP_MUST_CHECK tp_status tp_index_lines(uint32_t **starts, uint64_t *samples, const uint8_t *text,
-                                       size_t size, uint32_t every, const char *where,
-                                       struct tp_error *err);
+/* A line of a DALI index: the bytes at which it begins, and the one before it; of the first line,
+ * both are its own. */
+struct tp_index_line {
+    uint32_t before, at;
+};
+
+/* Where the lines of a DALI index begin, without reading what they say: (*lines)[k] is the line of
+ * sample k * `every`, and one entry more has where the last line ends.  *samples is the count in
+ * the text's first line, which must be the number of lines that follow.  Fails as tp_index_parse(),
+ * and with TP_EUNSUPPORTED when the text is 4 GiB or more.  On success the caller owns *lines
+ * (tp_free). */
+TP_MUST_CHECK tp_status tp_index_lines(struct tp_index_line **lines, uint64_t *samples,
+                                       const uint8_t *text, size_t size, uint32_t every,
+                                       const char *where, struct tp_error *err);
 
 /* As tp_index_parse(), of some whole lines that follow the first; `line` is the number of the first
  * of them, for messages. */

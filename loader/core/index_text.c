@@ -321,14 +321,14 @@ tp_status tp_index_parse_lines(tp_index **out, const uint8_t *text, size_t size,
     return make_index(out, &parse, where, parse_lines, err);
 }
 
-tp_status tp_index_lines(uint32_t **starts, uint64_t *samples, const uint8_t *text, size_t size,
-                         uint32_t every, const char *where, struct tp_error *err)
+tp_status tp_index_lines(struct tp_index_line **lines, uint64_t *samples, const uint8_t *text,
+                         size_t size, uint32_t every, const char *where, struct tp_error *err)
 {
     struct parse parse = {.build.where = where, .at = text, .end = text + size};
     struct line  line;
-    uint64_t     lines = 0;
+    uint64_t     count = 0;
 
-    *starts = NULL;
+    *lines = NULL;
     if (size > UINT32_MAX)
         return tp_fail(err, TP_EUNSUPPORTED, "%s: an index of 4 GiB or more, split the shard",
                        where);
@@ -340,19 +340,22 @@ tp_status tp_index_lines(uint32_t **starts, uint64_t *samples, const uint8_t *te
                        "%s: line 1: found a count of %" PRIu64 " samples, expected at most one a "
                        "byte of %zu; " REBUILD,
                        where, *samples, size);
-    uint32_t *made = tp_alloc(*samples / every + 2, sizeof *made);
+    struct tp_index_line *made = tp_alloc(*samples / every + 2, sizeof *made);
     if (!made)
         return tp_fail(err, TP_ENOMEM, "%s: out of memory for an index", where);
-    for (; st == TP_OK && lines < *samples && parse.at < parse.end; lines++) {
-        if (lines % every == 0)
-            made[lines / every] = (uint32_t)(parse.at - text);
+    uint32_t before = (uint32_t)(parse.at - text);
+    for (; st == TP_OK && count < *samples && parse.at < parse.end; count++) {
+        const uint32_t at = (uint32_t)(parse.at - text);
+        if (count % every == 0)
+            made[count / every] = (struct tp_index_line){before, at};
+        before = at;
         st = next_line(&parse, &line, err);
     }
-    made[(lines + every - 1) / every] = (uint32_t)(parse.at - text);
+    made[(count + every - 1) / every].at = (uint32_t)(parse.at - text);
     if (st == TP_OK)
-        st = end_lines(&parse, *samples, lines, err);
+        st = end_lines(&parse, *samples, count, err);
     if (st == TP_OK)
-        *starts = made;
+        *lines = made;
     else
         tp_free(made);
     return st;

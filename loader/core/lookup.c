@@ -19,16 +19,17 @@
 #define INDEX_BYTES_MAX (UINT64_C(1) << 32)
 
 struct tp_lookup {
-    tp_source      *tar;
-    tp_pages       *pages;
-    uint64_t        samples; /* UINT64_MAX: not known yet */
-    pthread_mutex_t loading; /* around everything below but `ready` and what slots point at */
-    atomic_bool     ready;   /* `slots` stands, and what it depends on */
-    uint32_t       *starts;  /* of pages, in the text of the index; NULL: one page of everything */
-    size_t          page_count;
-    tp_page       **slots;
-    tp_page        *whole;   /* that one page, pinned for good */
-    struct stat     sidecar; /* what `starts` was read from */
+    tp_source            *tar;
+    tp_pages             *pages;
+    uint64_t              samples; /* UINT64_MAX: not known yet */
+    pthread_mutex_t       loading; /* around everything below but `ready` and what slots point at */
+    atomic_bool           ready;   /* `slots` stands, and what it depends on */
+    bool                  paged;   /* false: one page of everything, pinned for good */
+    size_t                page_count;
+    tp_page             **slots;
+    tp_page              *whole;
+    struct tp_index_line *lines;   /* the first of each page, in the text of the sidecar */
+    struct stat           sidecar; /* what `lines` was read from */
 };
 
 tp_status tp_lookup_create(tp_lookup **out, tp_source *tar, uint64_t samples, tp_pages *pages,
@@ -93,37 +94,36 @@ static tp_status read_range(int fd, const char *path, uint64_t from, size_t size
     return TP_OK;
 }
 
-/* Bytes [from, to) of the sidecar, up to its end where `to` is UINT64_MAX.  `info` says what the
- * file is, and where `again` is set, has to be already.  *out stays NULL, with TP_OK, when there is
- * no such file. */
-static tp_status read_sidecar(const char *path, uint64_t from, uint64_t to, bool again,
-                              struct stat *info, uint8_t **out, size_t *size, struct tp_error *err)
-{
-    struct stat found;
-    tp_status   st = TP_OK;
+/* What a sidecar is on disk, and bytes of it. */
+struct text {
+    struct stat info;
+    uint8_t    *bytes; /* the caller's, to free */
+    size_t      size;
+};
 
-    *out = NULL;
+/* Bytes [from, to) of the sidecar, up to its end where `to` is UINT64_MAX.  With TP_OK, text->bytes
+ * is NULL when there is no such file, or when `expected` is given and it is another one. */
+static tp_status read_sidecar(const char *path, uint64_t from, uint64_t to,
+                              const struct stat *expected, struct text *text, struct tp_error *err)
+{
+    tp_status st = TP_OK;
+
+    *text = (struct text){.bytes = NULL};
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not block us */
-    if (fd < 0 && errno == ENOENT && !again)
+    if (fd < 0 && errno == ENOENT)
         return TP_OK;
-    if (fd < 0 || fstat(fd, &found) < 0)
-        st = tp_fail(err, TP_EIO,
-                     "%s: %s; check its permissions, or remove it and open the dataset again to "
-                     "have the tar scanned",
-                     path, strerror(errno));
-    else if (!S_ISREG(found.st_mode) || (uint64_t)found.st_size > INDEX_BYTES_MAX)
+    if (fd < 0 || fstat(fd, &text->info) < 0) {
+        bool many = errno == EMFILE || errno == ENFILE;
+        st = tp_fail(err, TP_EIO, "%s: %s; %s", path, strerror(errno),
+                     many ? "raise the limit on open files (ulimit -n)"
+                          : "check its permissions, or remove it to have the tar scanned");
+    } else if (!S_ISREG(text->info.st_mode) || (uint64_t)text->info.st_size > INDEX_BYTES_MAX) {
         st = tp_fail(err, TP_ECORRUPT,
                      "%s: not an index file; remove it or rebuild it with `tarpon index --force`",
                      path);
-    else if (again && !is_same_file(info, &found))
-        st = tp_fail(err, TP_EIO,
-                     "%s: replaced while it was being read, expected the index that was there at "
-                     "first; open the dataset again",
-                     path);
-    if (st == TP_OK) {
-        *info = found;
-        *size = (size_t)((to == UINT64_MAX ? (uint64_t)found.st_size : to) - from);
-        st = read_range(fd, path, from, *size, out, err);
+    } else if (!expected || is_same_file(expected, &text->info)) {
+        text->size = (size_t)((to == UINT64_MAX ? (uint64_t)text->info.st_size : to) - from);
+        st = read_range(fd, path, from, text->size, &text->bytes, err);
     }
     if (fd >= 0)
         (void)close(fd);
@@ -230,33 +230,22 @@ static tp_status check_count(const tp_lookup *lookup, uint64_t count, struct tp_
 
 /* ---- opening -------------------------------------------------------------------------------- */
 
-/* Set up `count` empty slots; `starts` is the lookup's from here, failure or not.  Locked. */
-static tp_status set_up(tp_lookup *lookup, uint32_t *starts, size_t count, struct tp_error *err)
-{
-    lookup->slots = tp_alloc_zero(count, sizeof(tp_page *));
-    if (!lookup->slots) {
-        tp_free(starts);
-        return tp_fail(err, TP_ENOMEM, "out of memory for an index");
-    }
-    lookup->starts = starts;
-    lookup->page_count = count;
-    return TP_OK;
-}
-
-/* Make the index of everything, from `text` where that is not NULL, and what its count should be.
+/* Make the index of everything, from the text where there is one, and what its count should be.
  * A text without names (v1.1) is passed over for the tar.  Locked. */
-static tp_status load_whole(tp_lookup *lookup, const char *path, const uint8_t *text, size_t size,
+static tp_status load_whole(tp_lookup *lookup, const char *path, const struct text *text,
                             tp_index **out, struct tp_error *err)
 {
     uint64_t  tar_bytes;
     tp_status st = TP_OK;
     *out = NULL;
-    if (text && (st = tp_source_bytes(lookup->tar, &tar_bytes, err)) == TP_OK) {
-        st = tp_index_parse(out, text, size, tar_bytes, path, err);
-        if (st == TP_OK && lookup->samples == UINT64_MAX)
+    if (text->bytes && (st = tp_source_bytes(lookup->tar, &tar_bytes, err)) == TP_OK) {
+        st = tp_index_parse(out, text->bytes, text->size, tar_bytes, path, err);
+        if (st == TP_EUNSUPPORTED)
+            st = TP_OK;
+        else if (st == TP_OK && lookup->samples == UINT64_MAX)
             st = check_complete(lookup, *out, err);
     }
-    if (st == TP_EUNSUPPORTED || (st == TP_OK && !*out))
+    if (st == TP_OK && !*out)
         st = scan(lookup, out, err);
     if (st == TP_OK)
         st = check_count(lookup, tp_index_count(*out), err);
@@ -267,65 +256,75 @@ static tp_status load_whole(tp_lookup *lookup, const char *path, const uint8_t *
     return st;
 }
 
+/* Find the lines of the text, if each of them can be a sample: *lines stays NULL, with TP_OK, when
+ * there is no text or it has no names.  Locked. */
+static tp_status find_lines(const char *path, const struct text *text, struct tp_index_line **lines,
+                            uint64_t *count, struct tp_error *err)
+{
+    *lines = NULL;
+    if (!text->bytes)
+        return TP_OK;
+    tp_status st =
+        tp_index_lines(lines, count, text->bytes, text->size, TP_PAGE_SAMPLES, path, err);
+    return st == TP_EUNSUPPORTED ? TP_OK : st;
+}
+
 /* Decide how the shard is indexed, and count its samples if need be.  Locked. */
-static tp_status open_text(tp_lookup *lookup, const char *path, const uint8_t *text, size_t size,
+static tp_status open_text(tp_lookup *lookup, const char *path, const struct text *text,
                            struct tp_error *err)
 {
-    uint32_t *starts = NULL;
-    uint64_t  lines = 0;
+    uint64_t  count = 0;
     tp_index *index = NULL;
-    tp_status st = TP_OK;
-    if (text) {
-        st = tp_index_lines(&starts, &lines, text, size, TP_PAGE_SAMPLES, path, err);
-        if (st == TP_EUNSUPPORTED)
-            st = TP_OK;
-    }
-    bool paged = starts && lines == lookup->samples;
-    if (st == TP_OK && !paged) { /* somebody has to count, and may find that a line is no sample */
-        st = load_whole(lookup, path, text, size, &index, err);
+    tp_status st = find_lines(path, text, &lookup->lines, &count, err);
+    lookup->paged = lookup->lines && count == lookup->samples;
+    if (st == TP_OK && !lookup->paged) { /* to count, or because a line may be no sample */
+        st = load_whole(lookup, path, text, &index, err);
         if (st == TP_OK && lookup->samples == UINT64_MAX)
             lookup->samples = tp_index_count(index);
-        paged = starts && st == TP_OK && lines == lookup->samples;
+        lookup->paged = st == TP_OK && lookup->lines && count == lookup->samples;
     }
-    if (st != TP_OK || !paged) {
-        tp_free(starts);
-        starts = NULL;
+    if (st == TP_OK) {
+        lookup->page_count =
+            lookup->paged ? ((size_t)count + TP_PAGE_SAMPLES - 1) / TP_PAGE_SAMPLES : 1;
+        lookup->slots = tp_alloc_zero(lookup->page_count, sizeof(tp_page *));
+        if (!lookup->slots)
+            st = tp_fail(err, TP_ENOMEM, "out of memory for an index");
     }
-    if (st == TP_OK)
-        st = set_up(lookup, starts,
-                    paged ? ((size_t)lines + TP_PAGE_SAMPLES - 1) / TP_PAGE_SAMPLES : 1, err);
-    if (st == TP_OK && index && !paged) {
+    if (st == TP_OK && !lookup->paged) {
         st = tp_pages_put(lookup->pages, &lookup->slots[0], index, &lookup->whole, err);
         index = NULL; /* ownership moved to the pages */
     }
     tp_index_free(index);
+    lookup->sidecar = text->info;
     return st;
+}
+
+/* As before it was opened.  Locked. */
+static void close_text(tp_lookup *lookup)
+{
+    tp_free(lookup->slots);
+    tp_free(lookup->lines);
+    lookup->slots = NULL;
+    lookup->lines = NULL;
+    lookup->page_count = 0;
 }
 
 static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
 {
-    uint8_t  *text = NULL;
-    size_t    size = 0;
-    tp_status st = TP_OK;
+    struct text text = {.bytes = NULL};
+    tp_status   st = TP_OK;
     if (atomic_load_explicit(&lookup->ready, memory_order_acquire))
         return TP_OK;
     (void)pthread_mutex_lock(&lookup->loading);
     if (!atomic_load_explicit(&lookup->ready, memory_order_relaxed)) {
         char *path = sidecar_path(tp_source_path(lookup->tar));
-        if (!path)
-            st = tp_fail(err, TP_ENOMEM, "out of memory");
-        else
-            st = read_sidecar(path, 0, UINT64_MAX, false, &lookup->sidecar, &text, &size, err);
+        st = path ? read_sidecar(path, 0, UINT64_MAX, NULL, &text, err)
+                  : tp_fail(err, TP_ENOMEM, "out of memory");
         if (st == TP_OK)
-            st = open_text(lookup, path, text, size, err);
-        if (st != TP_OK) {
-            tp_free(lookup->slots);
-            tp_free(lookup->starts);
-            lookup->slots = NULL;
-            lookup->starts = NULL;
-            lookup->page_count = 0;
-        }
-        tp_free(text);
+            st = open_text(lookup, path, &text, err);
+        if (st != TP_OK)
+            close_text(lookup);
+        tp_free(text.bytes);
         tp_free(path);
         atomic_store_explicit(&lookup->ready, st == TP_OK, memory_order_release);
     }
@@ -335,24 +334,69 @@ static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
 
 /* ---- finding -------------------------------------------------------------------------------- */
 
-/* The index of page `number`, which is not that of everything.  Locked. */
+/* The sidecar was written anew, or is gone: find its lines again.  Pages that were made of the old
+ * one stay; whatever is found, the header before every payload has the last word.  Locked. */
+static tp_status open_again(tp_lookup *lookup, const char *path, struct tp_error *err)
+{
+    struct text           text;
+    struct tp_index_line *lines = NULL;
+    uint64_t              count = 0;
+    tp_status             st = read_sidecar(path, 0, UINT64_MAX, NULL, &text, err);
+    if (st == TP_OK && !text.bytes)
+        return tp_fail(err, TP_EIO,
+                       "%s: gone, expected the index that was there at first; put it back, or open "
+                       "the dataset again to have the tar scanned",
+                       path);
+    if (st == TP_OK)
+        st = find_lines(path, &text, &lines, &count, err);
+    if (st == TP_OK && (!lines || count != lookup->samples)) {
+        st = tp_fail(err, TP_ECORRUPT,
+                     "%s: replaced by an index of %" PRIu64 " samples, expected %" PRIu64
+                     " as before; open the dataset again",
+                     path, count, lookup->samples);
+        tp_free(lines);
+    } else if (st == TP_OK) {
+        tp_free(lookup->lines);
+        lookup->lines = lines;
+        lookup->sidecar = text.info;
+    }
+    tp_free(text.bytes);
+    return st;
+}
+
+/* The lines of page `number`, and the one before them where there is one.  Locked. */
+static tp_status read_page(tp_lookup *lookup, const char *path, size_t number, struct text *text,
+                           struct tp_error *err)
+{
+    for (int tries = 0; tries < 3; tries++) {
+        const struct tp_index_line *line = &lookup->lines[number];
+        tp_status st = read_sidecar(path, line[0].before, line[1].at, &lookup->sidecar, text, err);
+        if (st != TP_OK || text->bytes)
+            return st;
+        if ((st = open_again(lookup, path, err)) != TP_OK)
+            return st;
+    }
+    return tp_fail(err, TP_EIO, "%s: replaced again and again, expected it to stay", path);
+}
+
+/* The index of page `number`, which begins one sample early for all but the first: so that two
+ * lines of one key, which are one sample, are noticed wherever they lie.  Locked. */
 static tp_status load_page(tp_lookup *lookup, size_t number, tp_index **out, struct tp_error *err)
 {
-    uint64_t tar_bytes;
-    uint8_t *text = NULL;
-    size_t   size = 0;
-    char    *path = sidecar_path(tp_source_path(lookup->tar));
+    uint64_t    tar_bytes;
+    struct text text = {.bytes = NULL};
+    char       *path = sidecar_path(tp_source_path(lookup->tar));
     *out = NULL;
     if (!path)
         return tp_fail(err, TP_ENOMEM, "out of memory");
-    const uint64_t first = (uint64_t)number * TP_PAGE_SAMPLES, left = lookup->samples - first;
-    const uint64_t wanted = left < TP_PAGE_SAMPLES ? left : TP_PAGE_SAMPLES;
-    tp_status      st = read_sidecar(path, lookup->starts[number], lookup->starts[number + 1], true,
-                                     &lookup->sidecar, &text, &size, err);
+    const uint64_t early = number > 0, first = (uint64_t)number * TP_PAGE_SAMPLES - early;
+    const uint64_t left = lookup->samples - first;
+    const uint64_t wanted = left < TP_PAGE_SAMPLES + early ? left : TP_PAGE_SAMPLES + early;
+    tp_status      st = read_page(lookup, path, number, &text, err);
     if (st == TP_OK)
         st = tp_source_bytes(lookup->tar, &tar_bytes, err);
     if (st == TP_OK)
-        st = tp_index_parse_lines(out, text, size, first + 2, tar_bytes, path, err);
+        st = tp_index_parse_lines(out, text.bytes, text.size, first + 2, tar_bytes, path, err);
     if (st == TP_OK && tp_index_count(*out) != wanted) {
         st = tp_fail(err, TP_ECORRUPT,
                      "%s: line %" PRIu64 " and those after it: found %" PRIu64
@@ -362,7 +406,7 @@ static tp_status load_page(tp_lookup *lookup, size_t number, tp_index **out, str
         tp_index_free(*out);
         *out = NULL;
     }
-    tp_free(text);
+    tp_free(text.bytes);
     tp_free(path);
     return st;
 }
@@ -382,8 +426,8 @@ tp_status tp_lookup_find(tp_lookup *lookup, uint64_t i, tp_page **page, struct t
     if (st != TP_OK)
         return st;
     assert(i < lookup->samples);
-    const size_t   number = lookup->starts ? (size_t)(i / TP_PAGE_SAMPLES) : 0;
-    const uint64_t first = (uint64_t)number * TP_PAGE_SAMPLES;
+    const size_t   number = lookup->paged ? (size_t)(i / TP_PAGE_SAMPLES) : 0;
+    const uint64_t first = (uint64_t)number * TP_PAGE_SAMPLES - (number > 0);
     tp_page      **slot = &lookup->slots[number];
     *page = tp_pages_pin(lookup->pages, slot);
     if (!*page) {
@@ -408,6 +452,6 @@ void tp_lookup_free(tp_lookup *lookup)
         tp_pages_drop(lookup->pages, &lookup->slots[i]);
     (void)pthread_mutex_destroy(&lookup->loading);
     tp_free(lookup->slots);
-    tp_free(lookup->starts);
+    tp_free(lookup->lines);
     tp_free(lookup);
 }

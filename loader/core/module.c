@@ -506,13 +506,14 @@ static PyObject *issues_of(const tp_batch *batch)
     for (size_t i = 0; list && i < batch->issue_count; i++) {
         const struct tp_issue *issue = &batch->issues[i];
         const char            *path = tp_dataset_shard_path(batch->recipe->dataset, issue->shard);
-        PyObject              *message = PyUnicode_DecodeUTF8(
-            issue->foreign ? "" : issue->error.message,
-            issue->foreign ? 0 : (Py_ssize_t)strlen(issue->error.message), "backslashreplace");
-        PyObject *item =
-            Py_BuildValue("(IINNKN)", issue->slot, issue->field, PyBool_FromLong(issue->foreign),
-                          message, (unsigned long long)(issue->foreign ? 0 : issue->error.offset),
-                          PyUnicode_DecodeFSDefault(path));
+        const char            *message = issue->foreign ? "" : issue->error.message;
+        /* with a size of 0 and no image, "y#" of NULL is None */
+        PyObject *item = Py_BuildValue(
+            "(IIy#NKN)", issue->slot, issue->field, (const char *)issue->foreign,
+            (Py_ssize_t)issue->foreign_size,
+            PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "backslashreplace"),
+            (unsigned long long)(issue->foreign ? 0 : issue->error.offset),
+            PyUnicode_DecodeFSDefault(path));
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
             Py_CLEAR(list);
     }
@@ -564,15 +565,16 @@ static PyObject *wait_for_batch(PyObject *self, tp_engine *engine, double timeou
     tp_batch            *batch = NULL;
     struct tp_error      err;
     tp_status            st;
-    for (double waited_s = 0;; waited_s += WAIT_SLICE_MS / 1000.0) {
+    for (double left_ms = timeout_s * 1000;; left_ms -= WAIT_SLICE_MS) {
+        uint32_t slice_ms = left_ms < WAIT_SLICE_MS ? (uint32_t)left_ms : WAIT_SLICE_MS;
         Py_BEGIN_ALLOW_THREADS
-        st = tp_engine_take(engine, WAIT_SLICE_MS, &batch, &err);
+        st = tp_engine_take(engine, slice_ms, &batch, &err);
         Py_END_ALLOW_THREADS
         if (st != TP_ETIMEOUT)
             break;
         if (PyErr_CheckSignals() < 0 || !engine_of(self)) /* closed by another thread meanwhile */
             return NULL;
-        if (waited_s < timeout_s)
+        if (left_ms > WAIT_SLICE_MS)
             continue;
         struct tp_error late;
         (void)tp_fail(&late, TP_ETIMEOUT, "no batch within timeout_s=%g: %s", timeout_s,

@@ -37,12 +37,12 @@ class Engine:
         Slab,
         list[tuple[int, int, int]],
         list[str],
-        list[tuple[int, int, bool, str, int, str]],
+        list[tuple[int, int, bytes | None, str, int, str]],
     ]:
         """``(slab, layouts, keys, issues)`` of the oldest batch.
 
-        A layout is ``(data_at, data_bytes, offsets_at)``; an issue is ``(slot, field, foreign,
-        message, offset, shard)``.
+        A layout is ``(data_at, data_bytes, offsets_at)``; an issue is ``(slot, field, image,
+        message, offset, shard)``: an image that is no JPEG, or ``None`` and what is wrong.
         """
     def cancel(self) -> None: ...
     def stats(self) -> dict[str, float]: ...

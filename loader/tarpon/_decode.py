@@ -131,7 +131,7 @@ class Decoder:
 
     def close(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)  # what is decoded ends by itself
             self._pool = None
 
     def columns(
@@ -139,15 +139,15 @@ class Decoder:
         ask: Ask,
         slab: _core.Slab,
         layouts: list[tuple[int, int, int]],
-        issues: list[tuple[int, int, bool, str, int, str]],
+        issues: list[tuple[int, int, bytes | None, str, int, str]],
         keys: list[str],
     ) -> tuple[dict[str, Any], dict[int, BadSampleError]]:
         """The fields by name, and for each bad slot why it is bad."""
         bad: dict[int, BadSampleError] = {}
-        foreign: list[tuple[int, int]] = []
-        for slot, number, is_foreign, message, offset, shard in sorted(issues):
-            if is_foreign:
-                foreign.append((slot, number))
+        foreign: dict[tuple[int, int], bytes] = {}
+        for slot, number, image, message, offset, shard in sorted(issues, key=lambda it: it[:2]):
+            if image is not None:
+                foreign[number, slot] = image
             else:
                 bad.setdefault(
                     slot, _error(message, shard, keys[slot], offset, message.split(": ", 1)[-1])
@@ -155,21 +155,26 @@ class Decoder:
         columns: dict[str, Any] = {}
         for number, (name, field) in enumerate(self._fields.items()):
             column: Any = _view(field, len(ask.indices), slab, layouts[number])
-            wanted = [slot for slot, of in foreign if of == number]
             if isinstance(field, RandomResizedCrop | CenterCrop):
-                self._each(wanted, partial(self._crop, ask, field, column), bad)
+                images = {slot: image for (of, slot), image in foreign.items() if of == number}
+                self._each([*images], partial(self._crop, ask, field, column, images), bad)
             elif type(field) in _FROM_BYTES:
                 column = self._convert(ask, field, column, bad)
             columns[name] = column
         return columns, bad
 
-    def _crop(self, ask: Ask, field: Crop, column: npt.NDArray[Any], slot: int) -> None:
+    def _crop(
+        self,
+        ask: Ask,
+        field: Crop,
+        column: npt.NDArray[Any],
+        images: dict[int, bytes],
+        slot: int,
+    ) -> None:
         """Fill one slot from an image that is not a JPEG."""
-        sample = self._dataset[int(ask.indices[slot])]
-        extension = next(name for name in field.extensions if name in sample)
         try:
             column[slot] = _pillow.crop(
-                sample[extension],
+                images[slot],
                 field,
                 seed=self._seed,
                 epoch=ask.epoch,

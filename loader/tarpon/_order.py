@@ -117,13 +117,14 @@ class Order:
             return start + (rank - start) % world_size + world_size * np.arange(each)
         return start + rank * each + np.arange(each)
 
-    def owner(self, position: int, global_batch: int, world_size: int) -> tuple[int, int, int]:
-        """(step, rank, slot) of `position`: the inverse of `share` from an epoch's start."""
-        step, rest = divmod(position, global_batch)
+    def owner(
+        self, position: int, first: int, global_batch: int, world_size: int
+    ) -> tuple[int, int, int]:
+        """(step, rank, slot) of `position`: the inverse of `share` for batches from `first` on."""
+        step, rest = divmod(position - first, global_batch)
         if not self.by_lane(world_size):
             return step, *divmod(rest, global_batch // world_size)
-        slot = rest // world_size
-        return step, position % world_size, slot
+        return step, position % world_size, rest // world_size
 
     # ---- state -----------------------------------------------------------------------------------
 
@@ -153,12 +154,12 @@ class Order:
         else:
             chunk, lanes, window = (_count(state, key) for key in ("chunk", "lanes", "window"))
             old = replace(self, version=version, chunk=chunk, lanes=lanes, window=window)
-        mine, theirs = self.state(), old.state() | {key: state[key] for key in _SAME}
         for key in (*_SAME, *sorted(fixed)):
-            if mine.get(key) != theirs.get(key):
+            mine, theirs = getattr(self, key), state[key] if key in _SAME else getattr(old, key)
+            if mine != theirs:
                 raise StateMismatchError(
-                    f"state of {key} {theirs.get(key)!r}, this loader has {mine.get(key)!r}; build "
-                    "the loader on the same shards with the same shuffle, seed and order"
+                    f"state of {key} {theirs!r}, this loader has {mine!r}; build the loader on the "
+                    "same shards with the same shuffle, seed and order"
                 )
         return old
 

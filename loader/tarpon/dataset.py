@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
@@ -24,7 +25,8 @@ class Dataset(Sequence[dict[str, bytes]]):
 
     ``ds[i]`` is a dict of every component's bytes by lower-case extension, read from the tar at
     its indexed offset. Indexes come from the ``.idx`` beside each tar, or from one pass over the
-    tar. An archive without samples has length 0. Any number of threads may read.
+    tar. An archive without samples has length 0. Any number of threads may read, and so may a
+    child after ``fork()``, which opens the shards anew.
 
     Raises:
         StoreError: A shard is missing, unreadable or not the size its list says.
@@ -39,12 +41,26 @@ class Dataset(Sequence[dict[str, bytes]]):
 
     def _open(self, shards: list[Shard], name: str) -> None:
         self._shards, self._name = shards, name
-        self.core = _core.Dataset([(s.path, s.samples, s.bytes) for s in shards])
-        """The C object behind; for the loader."""
+        self._core = _core.Dataset([(s.path, s.samples, s.bytes) for s in shards])
+        self._pid = os.getpid()
+
+    @property
+    def core(self) -> _core.Dataset:
+        """The C object behind; for the loader. A child after fork() opens its own."""
+        if self._pid != os.getpid():  # another thread of the parent may hold its locks for ever
+            self._open(self._counted(), self._name)
+        return self._core
+
+    def _counted(self) -> list[Shard]:
+        """The shards, with the counts that opening them brought."""
+        counts = self._core.shard_samples()
+        return [
+            replace(shard, samples=count) for shard, count in zip(self._shards, counts, strict=True)
+        ]
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the same shards, and is told what this one knows of them."""
-        return _reopened, (self._shards, self._name)
+        return _reopened, (self._counted(), self._name)
 
     @property
     def shards(self) -> list[str]:
@@ -139,12 +155,16 @@ class View(Dataset):
                 f"sample {outside[0]}, one of {outside.size} outside {base!r}, expected 0 to "
                 f"{len(base) - 1}"
             )
-        self._base, self._shards, self.core = base, base._shards, base.core
+        self._base, self._shards = base, base._shards
         self.indices: Int64s = np.array(chosen, np.int64)
         self.indices.flags.writeable = False
 
     def __reduce__(self) -> tuple[object, ...]:
         return View, (self._base, self.indices)
+
+    @property
+    def core(self) -> _core.Dataset:
+        return self._base.core
 
     @functools.cached_property
     def fingerprint(self) -> str:

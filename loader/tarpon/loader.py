@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -18,19 +17,28 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from tarpon import _core
+from tarpon._arguments import (
+    asked_order,
+    checked_fields,
+    count,
+    default_threads,
+    one_of,
+    place,
+    positive,
+    refuse_unsupported,
+)
 from tarpon._decode import Ask, Decoder, describe
 from tarpon._order import Order
 from tarpon._shards import Shards
 from tarpon.batch import Batch
-from tarpon.cpus import usable_cpus
 from tarpon.dataset import Dataset, open
 from tarpon.errors import BadSampleError, StateMismatchError, TarponError
 from tarpon.fields import Field, Raw
 
 _AHEAD = 3  # batches asked for before they are wanted: one in use, one done, one in the making
-_THREADS_MOST = 16
 _UNLIMITED = 2**64 - 1
 _STATE_VERSION = 2
+_MOST_EPOCHS = 2**64
 
 _log = logging.getLogger("tarpon")
 
@@ -67,7 +75,8 @@ class Loader:
         window_samples: How many samples are mixed with one another, over all lanes; more mix
             better, and make a rank hold more of remote shards. Default: what 1.5 GiB holds, 256
             to 65,536. ``"all"``: one lane and one window, a permutation at the level of samples,
-            which local disks serve as fast. ``tarpon stats --shuffle`` tells what it does on your
+            as fast on local disks for up to about a million samples, whose indexes stay in memory
+            (beyond, some 30 µs a sample). ``tarpon stats --shuffle`` tells what it does on your
             shards. Saved states carry both, and the defaults follow from the dataset and the
             global batch alone.
         last: ``"drop"`` the rest that fills no global batch, ``"pad"`` it with repeats marked in
@@ -116,17 +125,17 @@ class Loader:
         timeout_s: float | None = 600,
         store: Any = None,
     ) -> None:
-        _refuse_unsupported(cache_dir, cache_bytes, store)
-        self._rank, self._world_size = _place(rank, world_size)
+        refuse_unsupported(cache_dir, cache_bytes, store)
+        self._rank, self._world_size = place(rank, world_size)
         self._placed = rank is not None
-        self._batch_size = _positive("batch_size", batch_size)
+        self._batch_size = positive("batch_size", batch_size)
         self._global = self._batch_size * self._world_size
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ValueError(f"seed={seed!r}, expected a whole number from 0 to 2^64 - 1")
         if timeout_s is not None and not timeout_s > 0:
             raise ValueError(f"timeout_s={timeout_s!r}, expected seconds above 0, or None")
-        _one_of("last", last, ("drop", "pad", "keep"))
-        _one_of("on_bad_sample", on_bad_sample, ("raise", "substitute"))
+        one_of("last", last, ("drop", "pad", "keep"))
+        one_of("on_bad_sample", on_bad_sample, ("raise", "substitute"))
         if last == "keep" and self._world_size > 1:
             raise ValueError(
                 f"last='keep' with world_size={self._world_size}, expected one rank: the others "
@@ -136,11 +145,11 @@ class Loader:
         self._substitute = on_bad_sample == "substitute"
         self._timeout_s = math.inf if timeout_s is None else float(timeout_s)
 
-        fields = _checked_fields(fields)
+        fields = checked_fields(fields)
         self.dataset = open(shards)
         self.num_samples = len(self.dataset)
         self._check_size()
-        self._fixed = _asked_order(lanes, window_samples)
+        self._fixed = asked_order(lanes, window_samples)
         self._order = Order.of(
             samples=self.num_samples,
             total_bytes=self.dataset.total_bytes,
@@ -150,22 +159,23 @@ class Loader:
             lanes=lanes,
             window_samples=window_samples,
         )
+        self._advised = 0  # lanes that were complained of
         self._advise_lanes()
-        threads = _default_threads() if threads is None else _positive("threads", threads)
+        threads = default_threads() if threads is None else positive("threads", threads)
         self._fields = fields if fields is not None else self._every_component()
         self._decoder = Decoder(self.dataset, self._fields, threads=threads, seed=seed)
         self._engine = _core.Engine(
             self.dataset.core,
             [describe(field) for field in self._fields.values()],
             threads,
-            _UNLIMITED if buffer_bytes is None else _positive("buffer_bytes", buffer_bytes),
+            _UNLIMITED if buffer_bytes is None else positive("buffer_bytes", buffer_bytes),
         )
         self._pid = os.getpid()
         self._epoch = 0
         self._position = 0  # samples of the epoch handed over, on all ranks together
         self._asked: deque[Ask] = deque()
         self._stride = 1  # steps from one batch that is asked for to the next
-        self._wanted = (0, 0)  # the last epoch and step that batch() was asked for
+        self._phase = (-1, 0)  # the epoch in which batches begin there in the global batch
         self._bad: dict[int, BadSampleError] = {}
         self._handed = 0
         self._wait_s = 0.0
@@ -190,26 +200,32 @@ class Loader:
         if self._epoch == epoch:
             self._epoch, self._position = epoch + 1, 0
 
-    def batch(self, epoch: int, step: int) -> Batch:
+    def batch(self, epoch: int, step: int, *, every: int = 1) -> Batch:
         """Batch number `step` of `epoch` on this rank: a pure function, whatever came before.
 
-        Does not move the loader. Asking for every n-th step in turn reads ahead, as iterating
-        does.
+        Does not move the loader. Reads ahead for who asks for steps in turn, or for each
+        `every`-th.
         """
         self._check_usable()
         self._check_place()
-        if not 0 <= step < len(self):
+        count("epoch", epoch)
+        if not 0 <= count("step", step) < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)} batches")
-        if epoch == self._wanted[0] and step > self._wanted[1]:
-            self._stride = step - self._wanted[1]
-        self._wanted = epoch, step
-        return self._take(epoch, step * self._global)
+        self._stride = positive("every", every)
+        return self._take(int(epoch), int(step) * self._global)
 
     def where(self, index: int, epoch: int) -> tuple[int, int, int] | None:
-        """(step, rank, slot) at which sample `index` falls in `epoch`; ``None``: dropped."""
-        position = self._order.position_of(epoch, index)
-        step, rank, slot = self._order.owner(position, self._global, self._world_size)
-        return (step, rank, slot) if step < len(self) else None
+        """(step, rank, slot) at which sample `index` falls in `epoch`; ``None``: it does not.
+
+        As this loader hands it over: in an epoch that was restored in the middle of one of its
+        own batches, because the batch size changed, from there on.
+        """
+        position = self._order.position_of(count("epoch", epoch), count("index", index))
+        first = self._phase[1] if self._phase[0] == epoch else 0
+        if position < first:
+            return None
+        step, rank, slot = self._order.owner(position, first, self._global, self._world_size)
+        return (step, rank, slot) if self._count_at(first + step * self._global) > 0 else None
 
     # ---- position and state ------------------------------------------------------------------
 
@@ -220,9 +236,8 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`."""
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch}, expected 0 or more")
-        self._epoch, self._position = int(epoch), 0
+        self._epoch, self._position = count("epoch", epoch), 0
+        self._phase = (-1, 0)
 
     def state_dict(self) -> dict[str, int | str | bool]:
         """Where the loader stands: batches handed over, not prefetched. JSON-able, < 1 KB."""
@@ -244,7 +259,16 @@ class Loader:
             StateMismatchError: It is of another dataset, seed or shuffle, or of other lanes or
                 another window than this loader was told to use; names both.
         """
-        wanted = ("fingerprint", "order", "samples", "shuffle", "seed", "epoch", "position")
+        wanted = (
+            "version",
+            "fingerprint",
+            "order",
+            "samples",
+            "shuffle",
+            "seed",
+            "epoch",
+            "position",
+        )
         missing = [key for key in wanted if not isinstance(state, Mapping) or key not in state]
         if missing:
             raise StateMismatchError(f"state without {missing}, expected a Loader.state_dict()")
@@ -253,16 +277,24 @@ class Loader:
                 f"state of fingerprint {state['fingerprint']!r}, this loader has "
                 f"{self.dataset.fingerprint!r}; build the loader on the same shards"
             )
+        if state["version"] not in range(1, _STATE_VERSION + 1):
+            raise StateMismatchError(
+                f"state of version {state['version']!r}, this loader knows 1 to {_STATE_VERSION}; "
+                "use the tarpon that saved it, or a newer one"
+            )
         order = self._order.restored(state, fixed=self._fixed)
         epoch, position = state["epoch"], state["position"]
-        whole = isinstance(epoch, int) and isinstance(position, int)
-        if not whole or epoch < 0 or not 0 <= position <= self.num_samples:
+        whole = type(epoch) is int and type(position) is int
+        if not whole or not 0 <= epoch < _MOST_EPOCHS or not 0 <= position <= self.num_samples:
             raise StateMismatchError(
                 f"state at epoch {epoch!r}, position {position!r}, expected a position within "
                 f"{self.num_samples} samples"
             )
         self._cancel()
         self._order, self._epoch, self._position = order, epoch, position
+        here = self._count_at(position) > 0
+        self._phase = (epoch, position % self._global) if here else (-1, 0)
+        self._advise_lanes()
 
     # ---- what it did ---------------------------------------------------------------------------
 
@@ -300,11 +332,14 @@ class Loader:
     def close(self) -> None:
         """Stop the threads. Batches handed over stay valid. Safe to call again.
 
-        Waits no longer than a second for a read that hangs: its thread then ends by itself.
+        Waits no longer than a second for a read that hangs or a huge image: the thread then ends
+        by itself.
         """
         if os.getpid() == self._pid:
             if not self._engine.close():
-                _log.warning("%r closed while a read hangs; its thread ends when that does", self)
+                _log.warning(
+                    "%r closed while a thread still reads or decodes; it ends when that does", self
+                )
             self._decoder.close()
         self._asked.clear()
         self._pid = -1
@@ -447,7 +482,7 @@ class Loader:
 
     def _check_place(self) -> None:
         """A process group that came up since may have put this process somewhere else."""
-        now = (self._rank, self._world_size) if self._placed else _place(None, None)
+        now = (self._rank, self._world_size) if self._placed else place(None, None)
         if now != (self._rank, self._world_size):
             raise RuntimeError(
                 f"a loader made as rank {self._rank} of {self._world_size}, this process is now "
@@ -470,8 +505,9 @@ class Loader:
         """Say once that ranks will share lanes, and what would avoid it."""
         order, world = self._order, self._world_size
         one = order.lanes == 1  # of one lane or one sample after another nothing else can come
-        if one or order.by_lane(world) or self._rank > 0:
+        if one or order.by_lane(world) or self._rank > 0 or self._advised == order.lanes:
             return
+        self._advised = order.lanes
         _log.warning(
             "lanes=%d cannot be dealt to %d ranks: each takes part of every lane, the same samples "
             "at the price of bytes that two ranks read; lanes=%d would avoid it",
@@ -482,92 +518,3 @@ class Loader:
 
     def _every_component(self) -> dict[str, Field]:
         return {extension: Raw(extension) for extension in self.dataset[0]}
-
-
-def _refuse_unsupported(cache_dir: object, cache_bytes: object, store: object) -> None:
-    for name, value in (("cache_dir", cache_dir), ("cache_bytes", cache_bytes), ("store", store)):
-        if value is not None:
-            raise NotImplementedError(
-                f"{name}={value!r}: not supported yet, expected None; only local shards are read, "
-                "and the page cache keeps those"
-            )
-
-
-def _asked_order(lanes: int | None, window_samples: int | Literal["all"] | None) -> frozenset[str]:
-    """Which parts of the order a state must agree with, because they were asked for."""
-    if lanes is not None:
-        _positive("lanes", lanes)
-    if window_samples == "all":
-        if lanes not in (None, 1):
-            raise ValueError(
-                f"lanes={lanes} with window_samples='all', expected lanes=None: it is one window "
-                "of one lane; give window_samples a number, or leave lanes out"
-            )
-        return frozenset(("lanes", "window"))
-    if window_samples is not None:
-        if isinstance(window_samples, str):
-            raise ValueError(f"window_samples={window_samples!r}, expected a number or 'all'")
-        _positive("window_samples", window_samples)
-    asked = {"lanes": lanes, "window": window_samples}
-    return frozenset(key for key, value in asked.items() if value is not None)
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This rank and how many there are: as given, or from whoever started the process."""
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"rank={rank}, world_size={world_size}: expected both or neither")
-    if rank is None or world_size is None:
-        distributed = sys.modules.get("torch.distributed")  # never imported for this
-        if distributed is not None and distributed.is_available() and distributed.is_initialized():
-            rank, world_size = distributed.get_rank(), distributed.get_world_size()
-        else:
-            rank, world_size = _place_by_torchrun()
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank}, world_size={world_size}: expected 0 <= rank < world_size")
-    return rank, world_size
-
-
-def _place_by_torchrun() -> tuple[int, int]:
-    """What the environment says; a launcher that tells only half of it must not make twins."""
-    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-    if rank is None and world_size != "1":
-        raise ValueError(
-            f"WORLD_SIZE={world_size} without RANK, expected both or neither; make the loader "
-            "after the process group is up, or pass rank and world_size"
-        )
-    try:
-        return int(rank or "0"), int(world_size)
-    except ValueError:
-        raise ValueError(
-            f"RANK={rank}, WORLD_SIZE={world_size}: expected whole numbers, as torchrun sets them"
-        ) from None
-
-
-def _checked_fields(fields: Mapping[str, Field] | None) -> dict[str, Field] | None:
-    if fields is None:
-        return None
-    if not isinstance(fields, Mapping) or not fields:
-        raise ValueError(
-            f"fields={fields!r}, expected a dict such as {{'label': tarpon.Int('cls')}}"
-        )
-    for name, field in fields.items():
-        if not isinstance(field, Field):
-            raise ValueError(
-                f"fields[{name!r}]={field!r}, expected a field such as tarpon.Raw('jpg')"
-            )
-    return dict(fields)
-
-
-def _default_threads() -> int:
-    return min(_THREADS_MOST, usable_cpus())
-
-
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}, expected a whole number of at least 1")
-    return int(value)
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}")

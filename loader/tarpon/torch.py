@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import torch.utils.data
 
+from tarpon._arguments import default_threads, place
 from tarpon._shards import Shards
 from tarpon.batch import Batch, Ragged
 from tarpon.dataset import Dataset
 from tarpon.errors import StateMismatchError
 from tarpon.fields import Field
-from tarpon.loader import Loader, _default_threads, _place
+from tarpon.loader import Loader
 
 _RESERVED = ("indices", "valid")
 _WORKERS_MOST = 1024
@@ -200,7 +201,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
             # As if all workers had come as far as this one, which is what its copy may know.
             after = min((step - worker + workers) * samples, loader.num_samples)
             self._start = (epoch, after)
-            yield self._made(loader.batch(epoch, step))
+            yield self._made(loader.batch(epoch, step, every=workers))
 
     def _made(self, batch: Batch) -> Any:
         columns = to_torch(batch)
@@ -310,7 +311,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
             worker = torch.utils.data.get_worker_info()
             threads = self._threads
             if threads is None and worker is not None:
-                threads = max(1, _default_threads() // worker.num_workers)
+                threads = max(1, default_threads() // worker.num_workers)
             self._loader = self._make(threads)
             self._pid = os.getpid()
             if worker is None:
@@ -328,7 +329,9 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         return self._in_order(self._facts[1])
 
     def _make(self, threads: int | None) -> Loader:
-        rank, world_size = self._place()
+        rank, world_size = self._rank, self._world_size
+        if torch.utils.data.get_worker_info() is not None:
+            rank, world_size = self._place()  # else the Loader sees for itself, and keeps looking
         return self._in_order(
             Loader(self._shards, rank=rank, world_size=world_size, threads=threads, **self._options)
         )
@@ -336,7 +339,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
     def _place(self) -> tuple[int, int]:
         if self._parents_place is not None and torch.utils.data.get_worker_info() is not None:
             return self._parents_place
-        return _place(self._rank, self._world_size)
+        return place(self._rank, self._world_size)
 
     def _global_batch(self) -> int:
         return int(self._options["batch_size"]) * self._place()[1]

@@ -264,31 +264,100 @@ def test_batch_is_a_pure_function_and_where_its_inverse(shards: Path) -> None:
             loader.batch(0, 10)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_where_holds_after_a_resume_with_another_batch_size(shards: Path, world_size: int) -> None:
+    rank = world_size - 1
+    with tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=3) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+    with tarpon.Loader(
+        shards, batch_size=7, fields=FIELDS, seed=3, rank=rank, world_size=world_size
+    ) as resumed:
+        resumed.load_state_dict(state)
+        for batch in resumed:
+            for slot, index in enumerate(batch.indices):
+                assert resumed.where(int(index), 0) == (batch.step, rank, slot)
+        batch = next(iter(resumed))  # of the next epoch, which begins at its beginning
+        assert resumed.where(int(batch.indices[2]), 1) == (0, rank, 2)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda loader: loader.where(2**64, 0), "index=18446744073709551616, expected a whole"),
+        (lambda loader: loader.where(3, -1), "epoch=-1, expected a whole number from 0"),
+        (lambda loader: loader.batch(-1, 0), "epoch=-1, expected"),
+        (lambda loader: loader.batch(2**70, 0), "epoch=1180591620717411303424, expected"),
+        (lambda loader: loader.batch(0, 2.0), "step=2.0, expected a whole number"),
+        (lambda loader: loader.batch(0, 1, every=0), "every=0, expected"),
+        (lambda loader: loader.set_epoch(-1), "epoch=-1, expected"),
+        (lambda loader: loader.set_epoch(1.5), "epoch=1.5, expected"),
+    ],
+)
+def test_numbers_that_are_none(shards: Path, ask: Any, message: str) -> None:
+    with (
+        tarpon.Loader(shards, batch_size=10, fields=FIELDS) as loader,
+        pytest.raises(ValueError, match=message),
+    ):
+        ask(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_reads_a_dataset_whose_loader_runs_in_the_parent(shards: Path) -> None:
+    dataset = tarpon.open(shards)
+    view = tarpon.view(dataset, [3, 1])
+    with tarpon.Loader(dataset, batch_size=10, fields={"raw": tarpon.Raw("jpg")}) as loader:
+        batches = (batch for _ in range(1000) for batch in loader)
+        for _ in range(40):  # a lock that a thread of the parent held would hang the child
+            next(batches)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                right = dataset[5]["jpg"] == photo(5) and view[0]["cls"] == b"3"
+                os._exit(0 if right else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_asking_for_every_third_batch_reads_ahead_of_it(shards: Path) -> None:
     with tarpon.Loader(shards, batch_size=5, fields=FIELDS, seed=3) as loader:
         expected = {e: [b.indices.tolist() for b in loader] for e in (0, 1)}
     with tarpon.Loader(shards, batch_size=5, fields=FIELDS, seed=3) as loader:
         wanted = [(epoch, step) for epoch in (0, 1) for step in range(1, 20, 3)]
         for epoch, step in wanted:
-            assert loader.batch(epoch, step).indices.tolist() == expected[epoch][step]
+            batch = loader.batch(epoch, step, every=3)
+            assert batch.indices.tolist() == expected[epoch][step]
         for _ in range(100):
             if loader.stats()["samples"] == 5 * len(wanted):
                 break
             time.sleep(0.01)
         decoded = loader._engine.stats()["samples"]
-    assert decoded <= 5 * (len(wanted) + 2 + 3)  # three ahead, and what was wrong at the start
+    assert decoded <= 5 * (len(wanted) + 2)  # two ahead of the last
 
 
 def test_a_state_of_something_else_is_refused_naming_both(shards: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "other.tar", samples(range(30)))
     with tarpon.Loader(shards, batch_size=10, fields=FIELDS, seed=3) as loader:
         state = loader.state_dict()
-        for key, value in (("seed", 4), ("shuffle", False), ("fingerprint", "x"), ("order", 9)):
+        for key, value in (
+            ("seed", 4),
+            ("shuffle", False),
+            ("fingerprint", "x"),
+            ("order", 9),
+            ("version", 99),
+        ):
             with pytest.raises(tarpon.StateMismatchError, match=f"{key} {value!r}"):
                 loader.load_state_dict(state | {key: value})
         with pytest.raises(tarpon.StateMismatchError, match="without"):
             loader.load_state_dict({})
-        for wrong in ({"position": 104}, {"position": None}, {"epoch": -1}, {"epoch": None}):
+        for wrong in (
+            {"position": 104},
+            {"position": None},
+            {"position": True},
+            {"epoch": -1},
+            {"epoch": None},
+            {"epoch": True},
+            {"epoch": 2**64},
+        ):
             with pytest.raises(tarpon.StateMismatchError, match="expected a position within"):
                 loader.load_state_dict(state | wrong)
         with pytest.raises(tarpon.StateMismatchError, match="without"):

@@ -100,10 +100,10 @@ def test_ranks_share_every_global_batch_and_know_where(
         assert len(share) == batch
         if order.lanes % world == 0:
             assert set(share % order.lanes % world) == {rank}
-        if start == step * total:
-            assert [order.owner(int(p), total, world) for p in share] == [
-                (step, rank, slot) for slot in range(batch)
-            ]
+        first = start - step * total
+        assert [order.owner(int(p), first, total, world) for p in share] == [
+            (step, rank, slot) for slot in range(batch)
+        ]
 
 
 @settings(deadline=None, max_examples=100)
@@ -180,8 +180,10 @@ def test_a_state_says_what_order_it_is_of() -> None:
     assert order.restored(old.state(), fixed=frozenset()) == old
     assert "lanes" not in old.state()
     for state in (other.state(), old.state()):
-        with pytest.raises(tarpon.StateMismatchError, match=r"lanes .*, this loader has 2"):
+        with pytest.raises(tarpon.StateMismatchError, match=r"lanes \d, this loader has 2"):
             order.restored(state, fixed=frozenset({"lanes"}))
+    whole = make(100, lanes=1, window=100)  # as the first order was
+    assert whole.restored(old.state(), fixed=frozenset({"lanes", "window"})) == old
     for wrong in ({"order": 9}, {"order": True}, {"chunk": 0}, {"window": "all"}, {"lanes": 2**63}):
         with pytest.raises(tarpon.StateMismatchError, match="state of"):
             order.restored(order.state() | wrong, fixed=frozenset())

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import tarpon
 
-from tests.loader.tars import samples, write_tar
+from tests.loader.tars import photo, samples, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"image": tarpon.RandomResizedCrop(16), "label": tarpon.Int("cls")}
@@ -123,6 +123,26 @@ def timeout_names_the_shard(folder: Path, shuffle: bool, threads_: int) -> None:
     loader.close()
 
 
+def timeout_names_the_shard_of_a_png(folder: Path) -> None:
+    members = [(f"{n:05d}.png", photo(n, format="PNG")) for n in range(10, 20)]
+    write_tar(folder / "b.tar", members)
+    tarpon.index(folder / "b.tar", force=True)
+    fields = {"image": tarpon.CenterCrop(16)}
+    with tarpon.Loader(
+        folder / "all.json", batch_size=5, fields=fields, shuffle=False, timeout_s=0.5
+    ) as loader:
+        assert sum(1 for _ in loader) == 6
+        with stalled("/b.tar"):
+            batches = iter(loader)
+            next(batches)
+            next(batches)
+            start = time.monotonic()
+            with pytest.raises(tarpon.LoaderTimeoutError, match=r"reading .*/b\.tar"):
+                next(batches)
+            assert 0.5 <= time.monotonic() - start < IN_TIME_S
+        assert sum(1 for _ in loader) == 4
+
+
 def timeout_names_the_index(folder: Path, name: str) -> None:
     loader = tarpon.Loader(
         folder / "all.json", batch_size=5, fields=FIELDS, shuffle=False, timeout_s=0.5
@@ -195,7 +215,7 @@ def leaving_waits_a_second_at_most(folder: Path) -> None:
     assert took < STALL_S - 1
     assert kept["cls"] == b"3"
     (message,) = messages
-    assert "closed while a read hangs; its thread ends when that does" in message
+    assert "closed while a thread still reads or decodes; it ends when that does" in message
     del loader
     end = time.monotonic() + IN_TIME_S
     while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
@@ -240,6 +260,10 @@ def test_a_stalled_read_times_out_naming_its_shard(
 @pytest.mark.parametrize("name", ["/b.tar", "/b.idx"])
 def test_a_stalled_index_times_out_naming_its_shard(shim: Path, folder: Path, name: str) -> None:
     in_child(shim, folder, "timeout_names_the_index", name)
+
+
+def test_a_stalled_read_of_what_pillow_decodes_times_out_too(shim: Path, folder: Path) -> None:
+    in_child(shim, folder, "timeout_names_the_shard_of_a_png")
 
 
 def test_ctrl_c_is_heard_while_a_read_stalls(shim: Path, folder: Path) -> None:

@@ -141,6 +141,17 @@ def test_the_stream_is_the_loaders_for_any_number_of_workers(
         assert sorted(seen) == list(range(N))
 
 
+def test_a_process_group_that_comes_up_late_is_noticed(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(shards)
+    next(iter(dataset))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="rank 0 of 1, this process is now rank 1 of 2"):
+        next(iter(dataset))
+
+
 def test_more_workers_than_steps_and_a_short_last_batch(shards: Path) -> None:
     (expected,) = epochs(shards, 1, batch_size=60, last="keep")
     dataset = make(shards, batch_size=60, last="keep")
@@ -218,7 +229,7 @@ def test_workers_share_the_threads_of_one_loader(
         return original(*arguments, **options)
 
     monkeypatch.setattr(tarpon.torch, "Loader", spy)
-    monkeypatch.setattr(tarpon.torch, "_default_threads", lambda: 9)
+    monkeypatch.setattr(tarpon.torch, "default_threads", lambda: 9)
     dataset = make(shards, transform=lambda _: list(made))
     assert next(iter(dataset))[-1] is None  # the Loader's own default
     for workers, threads in ((2, 4), (3, 3)):

@@ -255,7 +255,7 @@ static void test_cancel_elsewhere(void)
     }
     atomic_store(&canceller.stop, true);
     CHECK(pthread_join(canceller.thread, NULL) == 0);
-    tp_engine_free(canceller.engine);
+    engine_close(canceller.engine);
     CHECK(tp_alloc_live() == 0);
 }
 

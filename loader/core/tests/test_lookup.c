@@ -105,17 +105,44 @@ static void refuse(tp_dataset *dataset, uint64_t n, tp_status wanted, const char
     CHECK(err.shard == set.shards[3].path || strcmp(err.shard, set.paths[3]) == 0);
 }
 
+/* What an index must not lead to, a scan has to refuse too: nothing is lost of the first parse. */
+static void test_an_incomplete_index_of_a_refused_tar(void)
+{
+    char        path[PATH_ROOM];
+    tp_dataset *dataset;
+    maker.size = 0;
+    for (uint64_t n = 0; n < 3; n++)
+        shard_sample(n, false);
+    shard_finish(shard_path(path, "sparse-0.tar"));
+    shard_index(path);
+    maker.size -= 1024; /* before the end blocks */
+    maker_header(&maker, 'S', "000003.bin", 0);
+    maker_magic(&maker, "ustar  ");
+    shard_finish(path);
+    struct tp_shard shard = {path, UINT64_MAX, UINT64_MAX};
+    tp_status       st = dataset_of(&dataset, &shard, 1, 0, &err);
+    CHECK(st == TP_EUNSUPPORTED && strstr(err.message, "sparse") && tp_alloc_live() == 0);
+}
+
 static void test_changed_sidecars(void)
 {
     const uint64_t first = 1 + 63 + 64; /* of shard 3 */
     char          *text = sidecar_text(), *changed = calloc(1, 1 << 16);
     CHECK(changed);
 
+    /* Written anew it is read anew; of other samples, or gone, it is an error. */
     tp_dataset *dataset = open_with(true, 0);
     CHECK(sample_right(dataset, first + 3, &err));
+    (void)sprintf(changed, "%s \n\n", text); /* the same, another size */
+    change_sidecar(changed);
+    CHECK(sample_right(dataset, first + 4, &err) && sample_right(dataset, first + 64, &err));
     change_sidecar("v1.2 1\ncls 512 1 0.cls\n");
-    refuse(dataset, first + 4, TP_EIO, "replaced while it was being read");
-    refuse(dataset, first + 64, TP_EIO, "open the dataset again");
+    refuse(dataset, first + 4, TP_ECORRUPT, "replaced by an index of 1 samples, expected 65");
+    char path[PATH_ROOM];
+    CHECK(unlink(shard_path(path, "sizes-3.idx")) == 0);
+    refuse(dataset, first + 64, TP_EIO, "gone, expected the index that was there at first");
+    change_sidecar(text);
+    CHECK(sample_right(dataset, first + 64, &err));
     CHECK(sample_right(dataset, 0, &err));
     tp_dataset_release(dataset);
 
@@ -133,6 +160,33 @@ static void test_changed_sidecars(void)
                   (int)(second - strchr(text, '\n') - 1), strchr(text, '\n') + 1, second);
     change_sidecar(changed);
     dataset = open_with(true, 0);
+    all_right(dataset);
+    tp_dataset_release(dataset);
+
+    /* Two lines of one key, which are one sample, across the edge of two pages. */
+    static struct shard_set split;
+    const uint64_t          many = 130;
+    shard_set_write(&split, "split", &many, 1, false);
+    FILE *file = fopen(shard_path(path, "split-0.idx"), "wb");
+    CHECK(file && fprintf(file, "v1.2 131\n") > 0);
+    uint64_t at = 512;
+    for (uint64_t n = 0; n < many; n++) {
+        char     label[32];
+        uint64_t size = (uint64_t)snprintf(label, sizeof label, "%" PRIu64, n), bin = at + 1024;
+        CHECK(fprintf(file, "cls %" PRIu64 " %" PRIu64 " %06" PRIu64 ".cls%s", at, size, n,
+                      n == 63 ? "\n" : " ") > 0);
+        CHECK(fprintf(file, "bin %" PRIu64 " %zu %06" PRIu64 ".bin\n", bin, payload_size(n), n) >
+              0);
+        at = bin + (payload_size(n) + 511) / 512 * 512 + 512;
+    }
+    CHECK(fclose(file) == 0);
+    split.shards[0].samples = 131;
+    CHECK(dataset_of(&dataset, split.shards, 1, 0, &err) == TP_OK);
+    CHECK(sample_right(dataset, 5, &err) && !sample_right(dataset, 70, &err));
+    CHECK(err.status == TP_ECORRUPT && strstr(err.message, "line 65 and those after it"));
+    tp_dataset_release(dataset);
+    split.shards[0].samples = 130; /* counted right it is no sample short */
+    CHECK(dataset_of(&dataset, split.shards, 1, 0, &err) == TP_OK);
     all_right(dataset);
     tp_dataset_release(dataset);
 
@@ -210,6 +264,7 @@ int main(void)
     test_every_size();
     test_pinned_pages_stay();
     test_a_page_is_small();
+    test_an_incomplete_index_of_a_refused_tar();
     test_changed_sidecars();
     test_threads();
     test_out_of_memory();
