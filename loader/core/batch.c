@@ -129,6 +129,17 @@ static void note_bad(tp_batch *batch, uint32_t slot, uint32_t field, uint64_t of
     note(batch, &issue);
 }
 
+/* What was wanted, and what the sample has instead. */
+static void describe_missing(const struct tp_found *found, const char *wanted, char *reason,
+                             size_t room)
+{
+    int used =
+        snprintf(reason, room, "no component %.200s, expected one in every sample; it has", wanted);
+    for (uint32_t m = 0; m < found->sample.member_count && (size_t)used < room; m++)
+        used += snprintf(reason + used, room - (size_t)used, "%s %.40s", m ? "," : "",
+                         tp_index_ext(found->index, found->sample.members[m].ext));
+}
+
 /* Look every sample and member up.  A member that is not there is an issue, not a failure. */
 static tp_status find_members(tp_batch *batch, struct tp_error *err)
 {
@@ -148,10 +159,8 @@ static tp_status find_members(tp_batch *batch, struct tp_error *err)
                 tp_index_find(found->index, &found->sample, field->extensions);
             batch->members[slot * recipe->field_count + f] = member;
             if (!member) {
-                char reason[320];
-                (void)snprintf(reason, sizeof reason,
-                               "no component %.200s, expected one in every sample",
-                               field->extensions);
+                char reason[512];
+                describe_missing(found, field->extensions, reason, sizeof reason);
                 uint64_t at = found->sample.member_count ? found->sample.members[0].offset : 0;
                 note_bad(batch, slot, f, at, reason);
             }

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tarpon.cpus import usable_cpus
-from tarpon.fields import Field
+from tarpon.fields import CenterCrop, Field, RandomResizedCrop
 
 _THREADS_MOST = 16
 
@@ -24,23 +24,24 @@ def refuse_unsupported(cache_dir: object, cache_bytes: object, store: object) ->
             )
 
 
-def asked_order(lanes: int | None, window_samples: int | Literal["all"] | None) -> frozenset[str]:
-    """Which parts of the order a state must agree with, because they were asked for."""
-    if lanes is not None:
-        positive("lanes", lanes)
+def asked_order(
+    lanes: int | None, window_samples: int | Literal["all"] | None
+) -> tuple[int | None, int | Literal["all"] | None, frozenset[str]]:
+    """Both as plain numbers, and what a state must agree with, because it was asked for."""
+    lanes = None if lanes is None else positive("lanes", lanes)
     if window_samples == "all":
         if lanes not in (None, 1):
             raise ValueError(
                 f"lanes={lanes} with window_samples='all', expected lanes=None: it is one window "
                 "of one lane; give window_samples a number, or leave lanes out"
             )
-        return frozenset(("lanes", "window"))
+        return lanes, "all", frozenset(("lanes", "window"))
+    if isinstance(window_samples, str):
+        raise ValueError(f"window_samples={window_samples!r}, expected a number or 'all'")
     if window_samples is not None:
-        if isinstance(window_samples, str):
-            raise ValueError(f"window_samples={window_samples!r}, expected a number or 'all'")
-        positive("window_samples", window_samples)
+        window_samples = positive("window_samples", window_samples)
     asked = {"lanes": lanes, "window": window_samples}
-    return frozenset(key for key, value in asked.items() if value is not None)
+    return lanes, window_samples, frozenset(k for k, value in asked.items() if value is not None)
 
 
 def place(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -55,19 +56,21 @@ def place(rank: int | None, world_size: int | None) -> tuple[int, int]:
             rank, world_size = place_by_torchrun()
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank}, world_size={world_size}: expected 0 <= rank < world_size")
-    return rank, world_size
+    return int(rank), int(world_size)
 
 
 def place_by_torchrun() -> tuple[int, int]:
     """What the environment says; a launcher that tells only half of it must not make twins."""
-    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-    if rank is None and world_size != "1":
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    alone = (rank or "0", world_size or "1") == ("0", "1")
+    if not alone and (rank is None or world_size is None):
+        found = f"WORLD_SIZE={world_size} without RANK" if rank is None else f"RANK={rank} alone"
         raise ValueError(
-            f"WORLD_SIZE={world_size} without RANK, expected both or neither; make the loader "
-            "after the process group is up, or pass rank and world_size"
+            f"{found} in the environment, expected both RANK and WORLD_SIZE or neither; make the "
+            "loader after the process group is up, or pass rank and world_size"
         )
     try:
-        return int(rank or "0"), int(world_size)
+        return int(rank or "0"), int(world_size or "1")
     except ValueError:
         raise ValueError(
             f"RANK={rank}, WORLD_SIZE={world_size}: expected whole numbers, as torchrun sets them"
@@ -87,6 +90,20 @@ def checked_fields(fields: Mapping[str, Field] | None) -> dict[str, Field] | Non
                 f"fields[{name!r}]={field!r}, expected a field such as tarpon.Raw('jpg')"
             )
     return dict(fields)
+
+
+def check_memory(fields: Mapping[str, Field], batch_size: int) -> None:
+    """Refuse batches that no machine like this one can hold two of, before it dies trying."""
+    crops = [
+        field for field in fields.values() if isinstance(field, RandomResizedCrop | CenterCrop)
+    ]
+    bytes_each = sum(f.size * f.size * 3 * np.dtype(f.dtype).itemsize for f in crops) + 64
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 2 * batch_size * bytes_each > memory:
+        raise ValueError(
+            f"batch_size={batch_size} makes batches of {batch_size * bytes_each / 2**30:.1f} GiB, "
+            f"expected two of them to fit the machine's {memory / 2**30:.1f} GiB; lower batch_size"
+        )
 
 
 def default_threads() -> int:

@@ -36,7 +36,7 @@ def add_commands(add: Callable[[str, Run, str], argparse.ArgumentParser]) -> Non
     bench = add("bench", _bench, "Time a Loader over shards and say what it waited for.")
     bench.add_argument("--crop", type=_positive, metavar="PX", help="decode, crop and resize to PX")
     bench.add_argument("--threads", type=_positive, help="default one per CPU, at most 16")
-    bench.add_argument("--seconds", type=float, default=5.0, help="about how long, default 5")
+    bench.add_argument("--seconds", type=_seconds, default=5.0, help="about how long, default 5")
     bench.add_argument("--no-shuffle", action="store_true", help="samples as they lie")
     _add_order(bench)
     view = add("view", _view, "Draw what a model would be fed as one picture.")
@@ -59,6 +59,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected seconds above 0")
+    return seconds
 
 
 def _window(text: str) -> int | str:
@@ -129,10 +139,15 @@ def _print_shuffle(report: dict[str, Any]) -> None:
             f"  {name:<12}{mix['same_chunk']:>20.4%}{_number(mix['classes']):>20}"
             f"{_number(mix['imbalance']):>12}"
         )
+    print(
+        "  pairs: how often two samples of a batch are neighbours in the tars; chi2 / df: 1 for a "
+        "batch\n  drawn at random, far above it where classes come in runs"
+    )
     if report["label"] is None:
         print("  no component cls: name the one that holds the class with --label")
     print(
-        f"an epoch, per rank: {epoch['local_bytes'] / _MIB:,.0f} MiB of batches from local shards, "
+        f"an epoch, per rank: {epoch['local_bytes'] / _MIB:,.0f} MiB of encoded samples in batches "
+        f"from local shards, "
         f"{epoch['remote_bytes'] / _MIB:,.0f} MiB from remote ones; all ranks: "
         f"{epoch['requests']:,} range requests and {epoch['requests_for_indexes']:,} for indexes, "
         "were they remote"
@@ -166,6 +181,7 @@ def _bench(options: argparse.Namespace) -> int:
         lanes=options.lanes,
         window_samples=options.window,
         threads=options.threads,
+        on_bad_sample="substitute",
         rank=0,
         world_size=1,
     ) as loader:

@@ -131,7 +131,7 @@ class Decoder:
 
     def close(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)  # what is decoded ends by itself
+            self._pool.shutdown(cancel_futures=True)  # they only decode: nothing that hangs
             self._pool = None
 
     def columns(

@@ -158,8 +158,12 @@ class Order:
             mine, theirs = getattr(self, key), state[key] if key in _SAME else getattr(old, key)
             if mine != theirs:
                 raise StateMismatchError(
-                    f"state of {key} {theirs!r}, this loader has {mine!r}; build the loader on the "
-                    "same shards with the same shuffle, seed and order"
+                    f"state of {key} {theirs!r}, this loader has {mine!r}; "
+                    + (
+                        f"build the loader with the same {key}"
+                        if key in _SAME
+                        else "leave out lanes= and window_samples=, which the state brings along"
+                    )
                 )
         return old
 

@@ -77,7 +77,7 @@ def _ls(options: argparse.Namespace) -> int:
             components = {ext: {"offset": at, "bytes": size} for ext, at, size in members}
             _emit({"sample": number, "shard": path, "key": key, "components": components})
         else:
-            sizes = "  ".join(f"{ext} {size}" for ext, _, size in members)
+            sizes = "  ".join(f"{ext} {size} B" for ext, _, size in members)
             print(f"{number:>8}  {Path(path).name}  {key}  {sizes}")
     if not options.json:
         print(f"{len(dataset)} samples in {len(dataset.shards)} shards", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -121,6 +122,7 @@ class Dataset(Sequence[dict[str, bytes]]):
 
     def _number(self, index: int) -> int:
         """Where `index`, which may count from the end, lies in the tars laid end to end."""
+        index = operator.index(index)
         number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
             raise IndexError(f"sample {index} of a dataset of {len(self)} samples")

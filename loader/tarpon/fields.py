@@ -16,7 +16,7 @@ Dtype = Literal["uint8", "float16", "float32"]
 Layout = Literal["NHWC", "NCHW"]
 Triple = tuple[float, float, float]
 
-IMAGE_EXTENSIONS = "jpg;jpeg;png;webp;bmp;gif;tif;tiff"
+IMAGE_EXTENSIONS = "jpg;jpeg;png;webp;bmp;gif;tif;tiff;avif;jp2;ppm;pgm"
 MAX_SIDE = 16384  # pixels; TP_TARGET_MAX_SIZE of the core
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ import numpy as np
 from tarpon import _core
 from tarpon._arguments import (
     asked_order,
+    check_memory,
     checked_fields,
     count,
     default_threads,
@@ -130,8 +132,7 @@ class Loader:
         self._placed = rank is not None
         self._batch_size = positive("batch_size", batch_size)
         self._global = self._batch_size * self._world_size
-        if not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise ValueError(f"seed={seed!r}, expected a whole number from 0 to 2^64 - 1")
+        seed = count("seed", seed)
         if timeout_s is not None and not timeout_s > 0:
             raise ValueError(f"timeout_s={timeout_s!r}, expected seconds above 0, or None")
         one_of("last", last, ("drop", "pad", "keep"))
@@ -149,7 +150,7 @@ class Loader:
         self.dataset = open(shards)
         self.num_samples = len(self.dataset)
         self._check_size()
-        self._fixed = asked_order(lanes, window_samples)
+        lanes, window_samples, self._fixed = asked_order(lanes, window_samples)
         self._order = Order.of(
             samples=self.num_samples,
             total_bytes=self.dataset.total_bytes,
@@ -163,6 +164,7 @@ class Loader:
         self._advise_lanes()
         threads = default_threads() if threads is None else positive("threads", threads)
         self._fields = fields if fields is not None else self._every_component()
+        check_memory(self._fields, self._batch_size)
         self._decoder = Decoder(self.dataset, self._fields, threads=threads, seed=seed)
         self._engine = _core.Engine(
             self.dataset.core,
@@ -180,6 +182,8 @@ class Loader:
         self._handed = 0
         self._wait_s = 0.0
         self._started: float | None = None
+        self._using = threading.Lock()
+        self._final: dict[str, Any] | None = None  # stats(), once closed
 
     # ---- iteration ---------------------------------------------------------------------------
 
@@ -220,7 +224,9 @@ class Loader:
         As this loader hands it over: in an epoch that was restored in the middle of one of its
         own batches, because the batch size changed, from there on.
         """
-        position = self._order.position_of(count("epoch", epoch), count("index", index))
+        if not 0 <= count("index", index) < self.num_samples:
+            raise IndexError(f"sample {index} of a dataset of {self.num_samples} samples")
+        position = self._order.position_of(count("epoch", epoch), int(index))
         first = self._phase[1] if self._phase[0] == epoch else 0
         if position < first:
             return None
@@ -271,11 +277,15 @@ class Loader:
         )
         missing = [key for key in wanted if not isinstance(state, Mapping) or key not in state]
         if missing:
-            raise StateMismatchError(f"state without {missing}, expected a Loader.state_dict()")
+            raise StateMismatchError(
+                f"state without {missing}, a {type(state).__name__}: expected the dict that "
+                "Loader.state_dict() gave"
+            )
         if state["fingerprint"] != self.dataset.fingerprint:
             raise StateMismatchError(
-                f"state of fingerprint {state['fingerprint']!r}, this loader has "
-                f"{self.dataset.fingerprint!r}; build the loader on the same shards"
+                f"state of fingerprint {state['fingerprint']!r} and {state['samples']} samples, "
+                f"this loader has {self.dataset.fingerprint!r} and {self.num_samples}; build the "
+                "loader on the same shards, in the same order"
             )
         if state["version"] not in range(1, _STATE_VERSION + 1):
             raise StateMismatchError(
@@ -299,7 +309,7 @@ class Loader:
     # ---- what it did ---------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
-        """Sums since the loader was made.
+        """Sums since the loader was made; once it is closed, those of that moment.
 
         ``samples``, ``bytes`` read, ``samples_per_s``; seconds the consumer waited
         (``wait_s``); seconds summed over threads that they read (``read_s``), decoded
@@ -307,6 +317,8 @@ class Loader:
         ``held_bytes`` of batches and ``index_bytes`` in memory now; ``cache_hits``, ``retries``;
         ``bad_samples``: a list of shard, key, offset and reason.
         """
+        if self._final is not None:
+            return self._final
         self._check_usable()
         sums = self._engine.stats()
         elapsed = time.monotonic() - self._started if self._started is not None else 0.0
@@ -336,6 +348,7 @@ class Loader:
         by itself.
         """
         if os.getpid() == self._pid:
+            self._final = self.stats()
             if not self._engine.close():
                 _log.warning(
                     "%r closed while a thread still reads or decodes; it ends when that does", self
@@ -394,6 +407,17 @@ class Loader:
     def _take(self, epoch: int, start: int) -> Batch:
         """The batch at `start`, while those after it are being made, across the epoch's end."""
         self._check_usable()
+        if not self._using.acquire(blocking=False):
+            raise RuntimeError(
+                "two threads take batches from one loader at once, expected one at a time: they "
+                "would get each other's; hand it over, or make a loader for each"
+            )
+        try:
+            return self._take_alone(epoch, start)
+        finally:
+            self._using.release()
+
+    def _take_alone(self, epoch: int, start: int) -> Batch:
         if self._started is None:
             self._started = time.monotonic()
         try:

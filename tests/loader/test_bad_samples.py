@@ -26,7 +26,7 @@ def spoiled(path: Path) -> Path:
 
 
 BAD = {
-    3: "no component cls, expected one in every sample",
+    3: "no component cls, expected one in every sample; it has jpg",
     7: "Premature end of JPEG file",
     11: "component cls holds 'eleven', expected an integer",
     19: "zero bytes, expected an image",

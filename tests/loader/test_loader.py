@@ -281,6 +281,50 @@ def test_where_holds_after_a_resume_with_another_batch_size(shards: Path, world_
         assert resumed.where(int(batch.indices[2]), 1) == (0, rank, 2)
 
 
+def test_numbers_of_numpy_are_numbers(shards: Path) -> None:
+    with tarpon.Loader(
+        shards,
+        batch_size=np.int32(10),
+        fields=FIELDS,
+        seed=np.int64(3),
+        lanes=np.int64(5),
+        window_samples=np.uint16(50),
+        rank=np.int64(0),
+        world_size=np.int64(2),
+    ) as loader:
+        batch = next(iter(loader))
+        index = batch.indices[4]
+        assert loader.where(index, np.int64(0)) == (0, 0, 4)
+        assert loader.batch(np.int64(0), np.int64(1)).step == 1
+        json.dumps(loader.state_dict())
+        assert loader.dataset.key(index) == batch.sample_keys[4]
+        assert loader.dataset[index]["cls"] == b"%d" % (index % 10)
+        with pytest.raises(IndexError, match="sample 103 of a dataset of 103 samples"):
+            loader.where(103, 0)
+
+
+def test_two_threads_at_once_are_told_so(shards: Path) -> None:
+    fields = {"image": tarpon.CenterCrop(64)}
+    with tarpon.Loader(shards, batch_size=10, fields=fields, buffer_bytes=260_000) as loader:
+        held = [loader.batch(0, 0), loader.batch(0, 1)]  # the next one has no room
+        waiting = threading.Thread(target=lambda: [held.append(loader.batch(0, 2))])
+        waiting.start()
+        while not loader._using.locked():
+            time.sleep(0.001)
+        with pytest.raises(RuntimeError, match="two threads take batches from one loader at once"):
+            loader.batch(0, 3)
+        del held[:2]
+        gc.collect()
+        waiting.join(20)
+        assert [batch.step for batch in held] == [2]
+        assert loader.batch(0, 3).step == 3  # one after the other is fine
+
+
+def test_batches_that_no_machine_holds_are_refused(shards: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size=1000000000 makes batches of .* GiB"):
+        tarpon.Loader(shards, batch_size=10**9, fields=FIELDS, last="pad")
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
@@ -506,9 +550,14 @@ def test_rank_and_world_size_come_from_torchrun(
     with tarpon.Loader(shards, batch_size=10, fields=FIELDS, rank=1, world_size=2) as told:
         next(iter(told))
     monkeypatch.delenv("RANK")
-    with pytest.raises(ValueError, match="WORLD_SIZE=2 without RANK, expected both or neither"):
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 without RANK in the environment, expected"):
+        tarpon.Loader(shards, batch_size=10, fields=FIELDS)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ValueError, match="RANK=1 alone in the environment, expected"):
         tarpon.Loader(shards, batch_size=10, fields=FIELDS)
     monkeypatch.setenv("RANK", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="RANK=x, WORLD_SIZE=2: expected whole numbers"):
         tarpon.Loader(shards, batch_size=10, fields=FIELDS)
 
@@ -554,6 +603,9 @@ def test_stats_add_up(shards: Path) -> None:
     with tarpon.Loader(shards, batch_size=10, fields={"raw": tarpon.Raw("jpg")}) as loader:
         total = sum(len(batch["raw"].data) for batch in loader)
         stats = loader.stats()
+    closed = loader.stats()  # those of the moment it was closed
+    assert (closed["samples"], closed["bad_samples"]) == (100, [])
+    assert closed["bytes"] >= stats["bytes"]
     assert stats["samples"] == 100
     assert stats["bytes"] >= total > 0
     assert stats["samples_per_s"] > 0
