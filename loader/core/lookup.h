@@ -3,11 +3,11 @@
  *     tp_lookup_create --> tp_lookup_find, tp_pages_unpin ... --> tp_lookup_free
  *
  * A shard's `.idx` is read once, to learn where every TP_PAGE_SAMPLES-th line begins; after that a
- * page is those lines, read and parsed when one of its samples is wanted.  So a dataset costs a quarter
- * of a byte of memory for a sample that was never looked at, and the rest is bounded by tp_pages.  A
- * shard without a usable `.idx` is scanned once, and all of its index stays: about a hundred bytes
- * a sample, but to scan again could take seconds.  Nothing is written.  Thread-safe; finding
- * touches the disk. */
+ * page is those lines, read and parsed when one of its samples is wanted.  So a dataset costs a
+ * quarter of a byte of memory for a sample that was never looked at, and the rest is bounded by
+ * tp_pages.  A shard without a usable `.idx` is scanned once, and all of its index stays: about a
+ * hundred bytes a sample, but to scan again could take seconds.  Nothing is written.  Thread-safe;
+ * finding touches the disk. */
 #ifndef TARPON_LOOKUP_H
 #define TARPON_LOOKUP_H
 
