@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 import zlib
@@ -158,6 +159,7 @@ def main() -> None:
     epoch = peer.make(DataSet(**asked["data"]), **asked["settings"])
     run = measure(epoch, seconds=asked["seconds"], look=asked["look"])
     print(json.dumps(asdict(run)), flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler complains of what is killed
     for worker in multiprocessing.active_children():
         worker.kill()  # torch's look for their parent every five seconds only
     os._exit(0)  # some peers take seconds to shut their threads down, or warn while they do

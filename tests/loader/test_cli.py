@@ -25,7 +25,7 @@ def lines(text: str) -> list[dict[str, object]]:
 def test_ls(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", str(folder)]) == 0
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 5
+    assert len(out.strip().splitlines()) == 5
     assert out.splitlines()[3].split()[:3] == ["3", "b.tar", "00003"]
     assert err == "5 samples in 2 shards\n"
     assert main(["ls", "--json", "--limit", "1", str(folder)]) == 0

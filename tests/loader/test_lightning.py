@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
     monkeypatch.setattr(example.Classifier, "training_step", training_step)
     monkeypatch.setattr(example.Classifier, "validation_step", validation_step)
-    return seen
+    yield seen
+    gc.collect()  # progress bars print a line when they go: here, not in another test
 
 
 def run(folder: Path, *arguments: str) -> lightning.Trainer:
