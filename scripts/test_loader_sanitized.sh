@@ -24,7 +24,7 @@ PY
 try() {
     local python=(env PYTHONPATH="$target" "${@:2}" .venv/bin/python) report
     "${python[@]}" -c "from tarpon import _core; assert _core.__file__.startswith('$target'), _core"
-    "${python[@]}" -m pytest tests/loader -q -p no:cacheprovider -m "not slow" \
+    "${python[@]}" -m pytest tests/loader -q -p no:cacheprovider -m "not slow or sanitized" \
         --ignore-glob='*/test_torch.py' --ignore-glob='*/test_lightning.py' \
         --ignore-glob='*/test_coming_from.py' || failed=$?
     for report in build/"$1"-report*; do # pytest has the standard streams, so reports go to files

@@ -19,6 +19,8 @@ from components.register import run as gate
 from tests.components import blobs
 from tests.components.conftest import Trained
 
+pytestmark = pytest.mark.slow  # a few seconds each, and many
+
 
 def evaluate(trained: Trained, **options: Any) -> run.EvaluateReport:
     given = {

@@ -27,6 +27,8 @@ from components.train.settings import Settings, SettingsError, training_key
 from tests.components import blobs
 from tests.components.conftest import SETTINGS, Trained
 
+pytestmark = pytest.mark.slow  # a few seconds each, and many
+
 STEPS = 16  # 4 epochs of 36 // 8 batches
 
 

@@ -13,6 +13,8 @@ import tarpon
 from tests.loader.tars import photo, write_tar
 from tests.soak.cycles import soak
 
+pytestmark = [pytest.mark.slow, pytest.mark.sanitized]
+
 
 # A cycle's signal may be heard inside a callback of the garbage collector, where it is lost.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -24,6 +24,8 @@ import tarpon
 
 from tests.loader.tars import photo, samples, write_tar
 
+pytestmark = [pytest.mark.slow, pytest.mark.sanitized]
+
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"image": tarpon.RandomResizedCrop(16), "label": tarpon.Int("cls")}
 STALL_S = 4.0

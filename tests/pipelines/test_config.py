@@ -176,6 +176,7 @@ TRIED = [
 ]
 
 
+@pytest.mark.slow  # together
 @pytest.mark.parametrize(("section", "key", "value"), TRIED, ids=str)
 def test_what_a_step_would_refuse_is_refused_here_and_nothing_else(
     tmp_path, section: str, key: str, value: object

@@ -19,6 +19,8 @@ from pipelines import environment, image_training
 from pipelines.compose import load
 from pipelines.config import ConfigError
 
+pytestmark = pytest.mark.slow  # a few seconds each, and many
+
 DATA = {"ingest", "split", "profile", "plan", "pack", "seal"}
 MODEL = {"train", "evaluate", "register"}
 
