@@ -19,10 +19,22 @@ ONLY_IN = {
     "torch": r"loader/tarpon/(torch|dali)\.py|components/(train|evaluate|predict)/.*",
 }
 C_FLOORS = [
-    {"status", "alloc"},
-    {"rng", "feistel", "order", "tar", "index", "pages", "slab", "source", "cache"}
+    {"status", "alloc", "thread"},
+    {
+        "rng",
+        "feistel",
+        "order",
+        "tar",
+        "index",
+        "pages",
+        "slab",
+        "source",
+        "cache",
+        "http",
+        "pieces",
+    }
     | {"crop", "jpeg", "resize"},
-    {"lookup", "dataset", "batch"},
+    {"lookup", "dataset", "ahead", "batch"},
     {"engine"},
     {"module"},
 ]
