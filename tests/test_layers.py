@@ -107,7 +107,9 @@ def test_c_includes_go_down(file: Path) -> None:
 
 def test_only_the_module_knows_python() -> None:
     knowing = [f.name for f in CORE.glob("*.[ch]") if "<Python.h>" in f.read_text(encoding="utf-8")]
-    assert knowing == ["module.c"]
+    assert knowing == ["module.h"]
+    users = [f.name for f in CORE.glob("*.c") if '"module.h"' in f.read_text(encoding="utf-8")]
+    assert users == [f.name for f in CORE.glob("module*.c")]
 
 
 def test_every_floor_was_looked_at() -> None:

@@ -97,6 +97,8 @@ class ReadAhead:
 
         Small groups at first, so that the first batches do not wait for a whole window.
         """
+        if self.bytes == 0:
+            return
         if self._next is None:
             self._next = (epoch, start)
         # In batches; those of one epoch are a global batch apart.

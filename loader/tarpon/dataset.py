@@ -198,6 +198,9 @@ class View(Dataset):
     def core(self) -> _core.Dataset:
         return self._base.core
 
+    def network(self) -> dict[str, int]:
+        return self._base.network()
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of the dataset's fingerprint and the chosen numbers."""

@@ -458,8 +458,7 @@ class Loader:
             at = (epoch, start)
             if self._asked:
                 at = self._after(self._asked[-1].epoch, self._asked[-1].start)
-            if self._ahead.bytes:
-                self._plan(*at)
+            self._plan(*at)
             while len(self._asked) < _AHEAD:
                 self._ask(*at)
                 at = self._after(*at)

@@ -127,7 +127,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         timeout_s: float | None = 600,
-        store: Any = None,
+        store: Store | None = None,
     ) -> None:
         if isinstance(fields, Mapping):
             _refuse_reserved(fields)
