@@ -9,8 +9,9 @@
 #include <string.h>
 
 enum {
-    FINDERS_MOST = 48, /* threads that wait for indexes: enough to hide round trips */
-    COMING_MOST = 128, /* requests handed to the client at once */
+    FINDERS_MOST = 48,   /* threads that wait for indexes: enough to hide round trips */
+    COMING_MOST = 128,   /* requests handed to the client at once */
+    REQUESTS_LEAST = 64, /* that memory is for */
 };
 
 /* One sample of a group, and when it is first used in it. */
@@ -48,6 +49,7 @@ struct tp_ahead {
     tp_dataset     *dataset;
     char          **extensions;
     size_t          extension_count;
+    uint64_t        request_bytes; /* most that one request brings */
     pthread_mutex_t lock;
     pthread_cond_t  work, arrived;
     atomic_bool     closing;
@@ -202,7 +204,7 @@ static void on_data(tp_get *get, uint64_t at, const uint8_t *bytes, size_t size)
     struct request *request = get->context;
     tp_ahead       *ahead = request->ahead;
     uint64_t        from = get->from + at, to = from + size;
-    bool            whole = false;
+    bool            awaited = false;
     while (request->current < request->count) {
         struct tp_piece *piece = request->pieces[request->current];
         const uint64_t   start = piece->offset > from ? piece->offset : from;
@@ -215,15 +217,15 @@ static void on_data(tp_get *get, uint64_t at, const uint8_t *bytes, size_t size)
             break;
         (void)pthread_mutex_lock(&ahead->lock);
         request->current++;
+        awaited |= piece->awaited;
         piece->state = TP_PIECE_HERE;
         if (request->forgotten)
             let_go(ahead, piece);
         else if (piece->uses == 0)
             tp_pieces_drop(&ahead->pieces, piece);
         (void)pthread_mutex_unlock(&ahead->lock);
-        whole = true;
     }
-    if (whole)
+    if (awaited)
         (void)pthread_cond_broadcast(&ahead->arrived);
 }
 
@@ -342,7 +344,7 @@ static bool is_near(const struct request *request, const struct place *place)
     const struct tp_piece *first = request->pieces[0], *last = request->pieces[request->count - 1];
     const uint64_t         end = last->offset + last->size;
     return place->offset >= end && place->offset - end < TP_AHEAD_GAP &&
-           place->offset + place->size - first->offset <= TP_AHEAD_REQUEST;
+           place->offset + place->size - first->offset <= request->ahead->request_bytes;
 }
 
 /* Turn sorted places into pieces and these into requests.  Locked. */
@@ -572,6 +574,8 @@ static struct tp_piece *wait_for(tp_ahead *ahead, size_t shard, uint64_t offset,
             piece->uses--; /* its request leaves it out when nobody else wants it */
             return NULL;
         }
+        if (piece)
+            piece->awaited = true;
         (void)pthread_cond_wait(&ahead->arrived, &ahead->lock);
     }
 }
@@ -671,6 +675,12 @@ tp_status tp_ahead_create(tp_ahead **out, tp_dataset *dataset, const char *const
     if (!ahead)
         return tp_fail(err, TP_ENOMEM, "out of memory");
     ahead->dataset = dataset;
+    /* No request is so large that the few that fit keep all others from coming in time. */
+    ahead->request_bytes = bytes / REQUESTS_LEAST;
+    if (ahead->request_bytes < TP_AHEAD_GAP)
+        ahead->request_bytes = TP_AHEAD_GAP;
+    if (ahead->request_bytes > TP_AHEAD_REQUEST)
+        ahead->request_bytes = TP_AHEAD_REQUEST;
     (void)pthread_mutex_init(&ahead->lock, NULL);
     (void)pthread_cond_init(&ahead->work, NULL);
     (void)pthread_cond_init(&ahead->arrived, NULL);

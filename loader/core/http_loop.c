@@ -10,7 +10,7 @@
 #define MS UINT64_C(1000000)
 
 enum {
-    BUFFER_BYTES = 256 << 10,
+    BUFFER_BYTES = 100 << 10,
     CONNECT_MS = 10000,
     UNREACHED_MS = 10000, /* a server that never answered is given up after */
     TICK_MS = 20,         /* how often stalls and slow requests are looked for */

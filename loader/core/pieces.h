@@ -28,6 +28,7 @@ struct tp_piece {
     uint64_t            offset, size; /* of the header block on, and of both */
     enum tp_piece_state state;
     bool                gone;          /* no longer in the table; its last reader frees it */
+    bool                awaited;       /* somebody waits for it */
     uint32_t            uses, readers; /* planned and not read yet; reading now */
     struct tp_error    *failure;
     uint32_t           *pages; /* of the arena; NULL: it holds none */

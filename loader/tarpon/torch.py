@@ -22,6 +22,7 @@ from tarpon.dataset import Dataset
 from tarpon.errors import StateMismatchError
 from tarpon.fields import Field
 from tarpon.loader import Loader
+from tarpon.store import Store
 
 _RESERVED = ("indices", "valid")
 _WORKERS_MOST = 1024
