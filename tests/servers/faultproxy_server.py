@@ -190,18 +190,17 @@ class Connection:
             return True
         length = reply.length
         if length is None:
-            self.book.passed(pass_on(store, self.client, None))
+            pass_on(store, self.client, None, self.book.passed)
             return False
         left = length
         kinds = ("reset", "close", "stall", "trickle", "slow_start")
         if chosen is not None and chosen.fault.kind in kinds and chosen.fault.at < length:
-            pass_on(store, self.client, chosen.fault.at)
+            pass_on(store, self.client, chosen.fault.at, self.book.passed)
             left -= chosen.fault.at
             if not self.spoil_rest(store, left, chosen):
                 return False
             left = 0 if chosen.fault.kind in ("trickle", "slow_start") else left
-        pass_on(store, self.client, left)
-        self.book.passed(length)
+        pass_on(store, self.client, left, self.book.passed)
         return True
 
     def spoil_rest(self, store: Wire, left: int, chosen: Chosen) -> bool:
@@ -216,7 +215,7 @@ class Connection:
             rate, since = float(fault.bytes_per_s), time.monotonic()
             while left:
                 piece = max(1, int(rate * TICK_S))
-                left -= pass_on(store, self.client, min(left, piece))
+                left -= pass_on(store, self.client, min(left, piece), self.book.passed)
                 time.sleep(max(TICK_S, 1 / rate) if left else 0)
                 if fault.kind == "slow_start":
                     rate = fault.bytes_per_s * 2 ** ((time.monotonic() - since) / 0.1)

@@ -8,6 +8,7 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Callable
 
 PIECE = 256 << 10
 HEAD_MOST = 256 << 10
@@ -136,8 +137,16 @@ def _field(name: str) -> re.Pattern[bytes]:
     return re.compile(rb"(?im)^" + re.escape(name).encode() + rb":([^\r\n]*)\r\n")
 
 
-def pass_on(source: Wire, target: Wire, count: int | None) -> int:
-    """Pass `count` bytes on, or all until the source closes; how many they were."""
+def pass_on(
+    source: Wire,
+    target: Wire,
+    count: int | None,
+    before: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Pass `count` bytes on, or all until the source closes; how many they were.
+
+    `before` hears of each piece before it is sent, so that who has the bytes finds them counted.
+    """
     done = 0
     while count is None or done < count:
         piece = source.take(PIECE if count is None else count - done)
@@ -145,6 +154,7 @@ def pass_on(source: Wire, target: Wire, count: int | None) -> int:
             if count is None:
                 break
             raise Gone("closed within a body")
+        before(len(piece))
         target.send(piece)
         done += len(piece)
     return done
