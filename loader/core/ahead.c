@@ -175,6 +175,7 @@ static void begin_requests(tp_ahead *ahead)
         }
         const struct tp_piece *first = request->pieces[0],
                               *last = request->pieces[request->count - 1];
+        request->get.rank = request->key;
         request->get.from = first->offset;
         request->get.size = last->offset + last->size - first->offset;
         for (size_t i = 0; i < request->count; i++)
@@ -409,6 +410,7 @@ static void *find_some(void *argument)
         ahead->tasks = task->next;
         (void)pthread_mutex_unlock(&ahead->lock);
         places.count = 0;
+        tp_http_rank(task->key);
         find_places(ahead, task, generation, &places);
         if (places.count > 0)
             qsort(places.at, places.count, sizeof *places.at, by_offset);

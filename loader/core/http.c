@@ -10,6 +10,13 @@
 
 enum { CONNECTIONS_MOST = 1024, LOOK_MS = 100 };
 
+static _Thread_local uint64_t rank_of_thread;
+
+void tp_http_rank(uint64_t rank)
+{
+    rank_of_thread = rank;
+}
+
 /* A copy that tp_free() frees; NULL: out of memory. */
 static char *copy_of(const char *text)
 {
@@ -304,7 +311,7 @@ static void waiter_init(struct waiter *waiter, tp_remote *remote, uint64_t from,
     *waiter = (struct waiter){.get = {.remote = remote,
                                       .from = from,
                                       .size = size,
-                                      .urgent = true,
+                                      .rank = rank_of_thread,
                                       .data = waiter_data,
                                       .done = waiter_done}};
     waiter->get.context = waiter;

@@ -81,7 +81,7 @@ void     tp_remote_release(tp_remote *remote); /* accepts NULL */
 struct tp_get {
     tp_remote *remote;
     uint64_t   from, size; /* bytes of the file; size UINT64_MAX: up to its end */
-    bool       urgent;     /* somebody waits for it now: before all that are not */
+    uint64_t   rank;       /* the lower, the sooner it is begun; 0: somebody waits for it now */
     /* Both run on the client's thread and must not wait.  `at` counts from `from`. */
     void (*data)(tp_get *get, uint64_t at, const uint8_t *bytes, size_t size);
     /* TP_OK: all of it was handed over.  TP_EIO: missing (`get->missing`: or perhaps), refused,
@@ -106,6 +106,9 @@ void tp_http_get(tp_get *get);
 
 /* done() will be called soon, in whatever way it ends.  Between get and the end of done(). */
 void tp_http_cancel(tp_get *get);
+
+/* What this thread waits for from here on has that rank. */
+void tp_http_rank(uint64_t rank);
 
 /* Get a range and wait for it: its first bytes into `head`, the rest into `out`.  Fails as done()
  * does; `missing` may be NULL.  TP_ECLOSED: tp_interrupted(). */

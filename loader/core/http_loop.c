@@ -126,7 +126,6 @@ tp_status tp_http_loop_init(tp_http *http, struct tp_error *err)
     struct tp_http_loop *loop = &http->loop;
     const uint32_t       connections = http->options.connections;
     const uint32_t       count = connections + connections / 8 + 1; /* those above: for hedges */
-    loop->waiting_end = &loop->waiting;
     tp_pace_init(&loop->pace, connections, tp_now_ns() ^ (uint64_t)http->process);
     loop->multi = curl_multi_init();
     loop->transfers = tp_alloc_zero(count, sizeof *loop->transfers);
@@ -164,25 +163,20 @@ void tp_http_loop_free(tp_http *http)
 /* ---- the queue --------------------------------------------------------------------------------
  */
 
-/* Behind the others of its kind; the urgent are before all that are not. */
+/* Behind the others of its rank. */
 static void enqueue(struct tp_http_loop *loop, tp_get *get)
 {
-    tp_get **at = loop->waiting_end;
-    if (get->urgent)
-        for (at = &loop->waiting; *at && (*at)->urgent;)
-            at = &(*at)->next;
+    tp_get **at = &loop->waiting;
+    while (*at && (*at)->rank <= get->rank)
+        at = &(*at)->next;
     get->next = *at;
     *at = get;
-    if (!get->next)
-        loop->waiting_end = &get->next;
 }
 
-static void unlink_waiting(struct tp_http_loop *loop, tp_get **at)
+static void unlink_waiting(tp_get **at)
 {
     tp_get *get = *at;
     *at = get->next;
-    if (!get->next)
-        loop->waiting_end = at;
     get->next = NULL;
 }
 
@@ -478,22 +472,20 @@ static void begin_some(tp_http *http, uint64_t *next_ns)
         const uint64_t due =
             get->not_before_ns > loop->pace.calm_ns ? get->not_before_ns : loop->pace.calm_ns;
         if (atomic_load(&get->cancelled)) {
-            unlink_waiting(loop, at);
+            unlink_waiting(at);
             fail(get, TP_ECLOSED, "");
         } else if (get->began_ns && now > get->began_ns + http->options.deadline_ms * MS) {
-            unlink_waiting(loop, at);
+            unlink_waiting(at);
             give_up(http, get, get->trouble[0] ? get->trouble : "no signed URL came");
         } else if (now < due || loop->active >= tp_pace_connections(&loop->pace) || !loop->spare) {
             if (now < due && due < *next_ns)
                 *next_ns = due;
             at = &get->next;
         } else {
-            unlink_waiting(loop, at);
+            unlink_waiting(at);
             if (begin(http, get, 0) == NOT_YET) { /* it stays where it is */
                 get->next = *at;
                 *at = get;
-                if (!get->next)
-                    loop->waiting_end = &get->next;
                 at = &get->next;
             }
         }
@@ -572,7 +564,7 @@ static void end_all(tp_http *http)
     struct tp_http_loop *loop = &http->loop;
     while (loop->waiting) {
         tp_get *get = loop->waiting;
-        unlink_waiting(loop, &loop->waiting);
+        unlink_waiting(&loop->waiting);
         fail(get, TP_ECLOSED, "");
     }
     for (uint32_t i = 0; i < loop->transfer_count; i++)

@@ -53,7 +53,6 @@ struct tp_http_loop {
     CURLM           *multi;
     struct tp_pace   pace;
     tp_get          *waiting; /* in the order they are to be begun */
-    tp_get         **waiting_end;
     struct transfer *transfers, *spare;
     uint32_t         transfer_count, active;
     bool             connected; /* something answered, once */
