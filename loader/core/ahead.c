@@ -11,6 +11,7 @@
 enum {
     FINDERS_MOST = 48,   /* threads that wait for indexes: enough to hide round trips */
     COMING_MOST = 128,   /* requests handed to the client at once */
+    BLOCKS_MOST = 32, /* the same with a cache, and how many wait to be written there */
     REQUESTS_LEAST = 64, /* that memory is for */
 };
 
@@ -43,6 +44,15 @@ struct request {
     size_t            shard, count, current;
     bool              forgotten;
     struct tp_piece **pieces;
+    struct block     *block; /* the one that is coming; NULL: none is kept */
+};
+
+/* A block of a shard for the cache. */
+struct block {
+    struct block *next;
+    size_t        shard;
+    uint64_t      number, bytes, filled;
+    uint8_t       data[];
 };
 
 struct tp_ahead {
@@ -50,6 +60,7 @@ struct tp_ahead {
     char          **extensions;
     size_t          extension_count;
     uint64_t        request_bytes; /* most that one request brings */
+    bool is_cached; /* what comes is put into a cache, in whole blocks */
     pthread_mutex_t lock;
     pthread_cond_t  work, arrived;
     atomic_bool     closing;
@@ -61,6 +72,8 @@ struct tp_ahead {
     size_t           heap_count, heap_room;
     struct request  *coming;
     size_t           coming_count;
+    struct block *blocks; /* to be put into the cache */
+    size_t block_count; /* and those that are being put there */
     bool             stuck; /* nothing comes, and there is no room for what should */
     struct tp_pieces pieces;
     uint64_t         planned, unplanned;
@@ -81,6 +94,7 @@ static bool is_closing(void)
 
 static void free_request(struct request *request)
 {
+    tp_free(request->block);
     tp_free(request->pieces);
     tp_free(request);
 }
@@ -153,13 +167,32 @@ static bool hold(tp_ahead *ahead, struct request *request)
     return true;
 }
 
+/* Blocks for the cache take memory until they are written: then fewer come at once, and none while
+ * the disk is behind. */
+static size_t most_coming(const tp_ahead *ahead)
+{
+    if (!ahead->is_cached)
+        return COMING_MOST;
+    return ahead->block_count < BLOCKS_MOST ? BLOCKS_MOST : 0;
+}
+
+/* To whole blocks. */
+static void widen(struct request *request)
+{
+    tp_get        *get = &request->get;
+    const uint64_t block = TP_SOURCE_BLOCK, shard = tp_remote_bytes(get->remote);
+    const uint64_t end = (get->from + get->size + block - 1) / block * block;
+    get->from = get->from / block * block;
+    get->size = (end < shard ? end : shard) - get->from;
+}
+
 /* Send requests on their way while there is room, in order.  Locked; tp_http_get() only takes a
  * lock of its own for a moment. */
 static void begin_requests(tp_ahead *ahead)
 {
     const bool was_stuck = ahead->stuck;
     ahead->stuck = false;
-    while (ahead->heap_count > 0 && ahead->coming_count < COMING_MOST && !ahead->closing) {
+    while (ahead->heap_count > 0 && ahead->coming_count < most_coming(ahead) && !ahead->closing) {
         struct request *request = ahead->heap[0];
         trim(ahead, request);
         if (request->count > 0 && !tp_pieces_have_room(&ahead->pieces, request->pages) &&
@@ -178,6 +211,8 @@ static void begin_requests(tp_ahead *ahead)
         request->get.rank = request->key;
         request->get.from = first->offset;
         request->get.size = last->offset + last->size - first->offset;
+        if (ahead->is_cached)
+            widen(request);
         for (size_t i = 0; i < request->count; i++)
             request->pieces[i]->state = TP_PIECE_COMING;
         request->next = ahead->coming;
@@ -199,12 +234,55 @@ static void let_go(tp_ahead *ahead, struct tp_piece *piece)
         tp_pieces_free_gone(&ahead->pieces, piece);
 }
 
+static struct block *new_block(const struct request *request, uint64_t from)
+{
+    const uint64_t number = from / TP_SOURCE_BLOCK;
+    const uint64_t bytes = tp_source_block_bytes(
+        tp_dataset_source(request->ahead->dataset, request->shard), number);
+    struct block *block = tp_alloc(sizeof *block + (size_t)bytes, 1);
+    if (block)
+        *block = (struct block){.shard = request->shard, .number = number, .bytes = bytes};
+    return block;
+}
+
+/* Fill blocks for the cache, and hand over those that are whole.  Without memory for one, the cache
+ * does not get it. */
+static void collect(struct request *request, uint64_t from, const uint8_t *bytes, size_t size)
+{
+    tp_ahead *ahead = request->ahead;
+    while (size > 0) {
+        const uint64_t end = (from / TP_SOURCE_BLOCK + 1) * TP_SOURCE_BLOCK;
+        const size_t   taken = size < end - from ? size : (size_t)(end - from);
+        if (from % TP_SOURCE_BLOCK == 0)
+            request->block = new_block(request, from);
+        struct block *block = request->block;
+        if (block) {
+            memcpy(block->data + block->filled, bytes, taken);
+            block->filled += taken;
+        }
+        if (block && block->filled == block->bytes) {
+            request->block = NULL;
+            (void)pthread_mutex_lock(&ahead->lock);
+            block->next = ahead->blocks;
+            ahead->blocks = block;
+            ahead->block_count++;
+            (void)pthread_cond_signal(&ahead->work);
+            (void)pthread_mutex_unlock(&ahead->lock);
+        }
+        from += taken;
+        bytes += taken;
+        size -= taken;
+    }
+}
+
 /* On the client's thread: bytes for the pieces from `current` on. */
 static void on_data(tp_get *get, uint64_t at, const uint8_t *bytes, size_t size)
 {
     struct request *request = get->context;
     tp_ahead       *ahead = request->ahead;
     uint64_t        from = get->from + at, to = from + size;
+    if (ahead->is_cached)
+        collect(request, from, bytes, size);
     bool            awaited = false;
     while (request->current < request->count) {
         struct tp_piece *piece = request->pieces[request->current];
@@ -277,6 +355,14 @@ struct places {
     size_t        count, room;
 };
 
+/* Is it in the cache?  Then it is read from there when it is wanted. */
+static bool is_kept(const tp_ahead *ahead, size_t shard, const struct tp_member *member)
+{
+    return ahead->is_cached &&
+           tp_source_is_kept(tp_dataset_source(ahead->dataset, shard),
+                             member->offset - TP_TAR_BLOCK, member->size + TP_TAR_BLOCK);
+}
+
 static bool add_place(struct places *places, const struct tp_member *member, uint64_t use)
 {
     if (places->count == places->room) {
@@ -306,7 +392,9 @@ static void find_places(tp_ahead *ahead, const struct task *task, size_t generat
         for (size_t f = 0; f < ahead->extension_count; f++) {
             const struct tp_member *member =
                 tp_index_find(found.index, &found.sample, ahead->extensions[f]);
-            if (member && !add_place(places, member, wanted->use))
+            if (!member || is_kept(ahead, task->shard, member))
+                continue;
+            if (!add_place(places, member, wanted->use))
                 f = ahead->extension_count; /* out of memory: the rest is read when it is wanted */
         }
         tp_found_release(ahead->dataset, &found);
@@ -391,6 +479,19 @@ static void free_task(struct task *task)
     tp_free(task);
 }
 
+/* Put one block into the cache.  Locked, but not while it is written. */
+static void keep_block(tp_ahead *ahead)
+{
+    struct block *block = ahead->blocks;
+    ahead->blocks = block->next;
+    (void)pthread_mutex_unlock(&ahead->lock);
+    tp_source_keep(tp_dataset_source(ahead->dataset, block->shard), block->number, block->data);
+    tp_free(block);
+    (void)pthread_mutex_lock(&ahead->lock);
+    ahead->block_count--;
+    begin_requests(ahead);
+}
+
 static void *find_some(void *argument)
 {
     tp_ahead     *ahead = argument;
@@ -400,6 +501,10 @@ static void *find_some(void *argument)
     (void)pthread_mutex_lock(&ahead->lock);
     while (!ahead->closing) {
         struct task *task = ahead->tasks;
+        if (ahead->blocks) {
+            keep_block(ahead);
+            continue;
+        }
         if (!task) {
             ahead->idle_finders++;
             (void)pthread_cond_wait(&ahead->work, &ahead->lock);
@@ -629,7 +734,7 @@ tp_status tp_ahead_read(tp_ahead *ahead, const struct tp_found *found,
     } else if (st == TP_OK && piece) {
         piece->readers++;
     } else {
-        ahead->unplanned += st == TP_OK;
+        ahead->unplanned += st == TP_OK && !ahead->is_cached;
     }
     (void)pthread_mutex_unlock(&ahead->lock);
     if (st == TP_ECLOSED)
@@ -677,6 +782,8 @@ tp_status tp_ahead_create(tp_ahead **out, tp_dataset *dataset, const char *const
     if (!ahead)
         return tp_fail(err, TP_ENOMEM, "out of memory");
     ahead->dataset = dataset;
+    for (size_t i = 0; i < tp_dataset_shards(dataset); i++)
+        ahead->is_cached |= tp_source_has_cache(tp_dataset_source(dataset, i));
     /* No request is so large that the few that fit keep all others from coming in time. */
     ahead->request_bytes = bytes / REQUESTS_LEAST;
     if (ahead->request_bytes < TP_AHEAD_GAP)
@@ -730,6 +837,10 @@ void tp_ahead_free(tp_ahead *ahead)
             (void)pthread_cond_wait(&ahead->arrived, &ahead->lock);
         (void)pthread_mutex_unlock(&ahead->lock);
         tp_pieces_free(&ahead->pieces);
+        for (struct block *block = ahead->blocks, *next; block; block = next) {
+            next = block->next;
+            tp_free(block);
+        }
     }
     for (size_t f = 0; f < ahead->extension_count; f++)
         tp_free(ahead->extensions[f]);

@@ -12,6 +12,9 @@
  * planned, and what there is no room for while nothing is on its way, is read when it is asked for,
  * without that memory: so a plan can be wrong, and only costs time.
  *
+ * Shards with a cache are read in its blocks, each of which goes there; what is there already is not
+ * planned, but read from there.
+ *
  * Any thread may call anything; tp_ahead_read() waits. */
 #ifndef TARPON_AHEAD_H
 #define TARPON_AHEAD_H
@@ -27,7 +30,7 @@ typedef struct tp_ahead tp_ahead;
 struct tp_ahead_stats {
     uint64_t bytes;     /* held now */
     uint64_t planned;   /* members, since creation */
-    uint64_t unplanned; /* members that had to be read when they were asked for */
+    uint64_t unplanned; /* members that had to be read when they were asked for; 0 with a cache */
 };
 
 /* `extensions[count]`: what will be read of each sample, as tp_index_find() takes it; copied.

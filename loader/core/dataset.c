@@ -52,6 +52,7 @@ tp_status tp_dataset_add(tp_dataset *dataset, const struct tp_shard *from, struc
                                                                .name = from->path,
                                                                .url = from->url,
                                                                .etag = from->etag,
+                                                               .cache = from->cache,
                                                                .bytes = from->bytes},
                                      err);
     else
@@ -196,6 +197,11 @@ size_t tp_dataset_shards(const tp_dataset *dataset)
 uint64_t tp_dataset_shard_samples(const tp_dataset *dataset, size_t shard)
 {
     return dataset->shards[shard].samples;
+}
+
+tp_source *tp_dataset_source(const tp_dataset *dataset, size_t shard)
+{
+    return dataset->shards[shard].source;
 }
 
 tp_remote *tp_dataset_remote(const tp_dataset *dataset, size_t shard)

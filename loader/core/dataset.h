@@ -10,8 +10,8 @@
 #ifndef TARPON_DATASET_H
 #define TARPON_DATASET_H
 
-#include "http.h"
 #include "pages.h"
+#include "source.h"
 #include "status.h"
 
 #include <stddef.h>
@@ -29,6 +29,7 @@ struct tp_shard {
     tp_http    *http;    /* NULL: a local file, which has no more */
     const char *url;     /* with its secrets; NULL: to be signed */
     const char *etag;    /* NULL: not known */
+    tp_cache   *cache;   /* kept by the dataset; NULL: none */
 };
 
 /* Where a sample was found.  What it points at stays until tp_found_release(). */
@@ -63,6 +64,9 @@ size_t      tp_dataset_shard_of(const tp_dataset *dataset, uint64_t sample); /* 
 
 /* The remote file behind a shard; NULL: it is local. */
 tp_remote *tp_dataset_remote(const tp_dataset *dataset, size_t shard);
+
+/* The shard itself, for what source.h can do with it. */
+tp_source *tp_dataset_source(const tp_dataset *dataset, size_t shard);
 
 /* How long the tar is; UINT64_MAX: nobody told, of a local one. */
 uint64_t tp_dataset_shard_bytes(const tp_dataset *dataset, size_t shard);

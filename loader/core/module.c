@@ -280,11 +280,14 @@ static int module_exec(PyObject *module)
     struct module_state *state = PyModule_GetState(module);
     state->errors = PyImport_ImportModule("tarpon.errors");
     if (!state->errors || add_type(module, &client_spec, &state->client_type) < 0 ||
+        add_type(module, &cache_spec, &state->cache_type) < 0 ||
         add_type(module, &dataset_spec, &state->dataset_type) < 0 ||
         add_type(module, &slab_spec, &state->slab_type) < 0 ||
         add_type(module, &engine_spec, &state->engine_type) < 0)
         return -1;
-    return PyModule_AddIntConstant(module, "ORDER_VERSION", TP_ORDER_VERSION);
+    return PyModule_AddIntConstant(module, "ORDER_VERSION", TP_ORDER_VERSION) < 0
+               ? -1
+               : PyModule_AddIntConstant(module, "CACHE_BLOCK", TP_SOURCE_BLOCK);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
@@ -292,6 +295,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     struct module_state *state = PyModule_GetState(module);
     Py_VISIT(state->errors);
     Py_VISIT(state->client_type);
+    Py_VISIT(state->cache_type);
     Py_VISIT(state->dataset_type);
     Py_VISIT(state->slab_type);
     Py_VISIT(state->engine_type);
@@ -303,6 +307,7 @@ static int module_clear(PyObject *module)
     struct module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->errors);
     Py_CLEAR(state->client_type);
+    Py_CLEAR(state->cache_type);
     Py_CLEAR(state->dataset_type);
     Py_CLEAR(state->slab_type);
     Py_CLEAR(state->engine_type);

@@ -15,18 +15,22 @@
 
 struct module_state {
     PyObject *errors; /* the module tarpon.errors */
-    PyObject *client_type, *dataset_type, *slab_type, *engine_type;
+    PyObject *client_type, *cache_type, *dataset_type, *slab_type, *engine_type;
 };
 
 struct client_object {
     PyObject_HEAD tp_http *http;
 };
 
+struct cache_object {
+    PyObject_HEAD tp_cache *cache;
+};
+
 struct dataset_object {
     PyObject_HEAD tp_dataset *dataset;
 };
 
-extern PyType_Spec client_spec, dataset_spec, slab_spec, engine_spec;
+extern PyType_Spec client_spec, cache_spec, dataset_spec, slab_spec, engine_spec;
 
 /* Raise what `err` says; `shard` may be NULL when `err` names it.  Always returns NULL. */
 PyObject *raise_status(const struct module_state *state, const struct tp_error *err,

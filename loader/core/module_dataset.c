@@ -6,7 +6,8 @@
 
 /* (path, samples or -1, bytes or -1, remote, url or None, etag or None) -> *shard; `*path` keeps
  * the bytes that shard->path views, the tuple the others. */
-static int convert_shard(PyObject *item, tp_http *http, struct tp_shard *shard, PyObject **path)
+static int convert_shard(PyObject *item, tp_http *http, tp_cache *cache, struct tp_shard *shard,
+                         PyObject **path)
 {
     long long samples, bytes;
     int       remote;
@@ -22,6 +23,7 @@ static int convert_shard(PyObject *item, tp_http *http, struct tp_shard *shard, 
     shard->samples = samples < 0 ? UINT64_MAX : (uint64_t)samples;
     shard->bytes = bytes < 0 ? UINT64_MAX : (uint64_t)bytes;
     shard->http = remote ? http : NULL;
+    shard->cache = remote ? cache : NULL;
     return 0;
 }
 
@@ -41,18 +43,22 @@ static tp_status open_dataset(tp_dataset **out, const struct tp_shard *shards, s
 
 static PyObject *dataset_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char           *names[] = {"shards", "client", NULL};
+    static char           *names[] = {"shards", "client", "cache", NULL};
     struct module_state   *state = state_of(type);
-    PyObject              *list, *client = Py_None;
+    PyObject              *list, *client = Py_None, *kept = Py_None;
     struct tp_error        err;
     tp_status              st = TP_OK;
     struct dataset_object *self = NULL;
     tp_dataset            *dataset = NULL;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|O", names, &PyList_Type, &list, &client))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|OO", names, &PyList_Type, &list, &client,
+                                     &kept))
         return NULL;
     if (client != Py_None && !PyObject_TypeCheck(client, (PyTypeObject *)state->client_type))
         return PyErr_Format(PyExc_TypeError, "client is not a Client");
+    if (kept != Py_None && !PyObject_TypeCheck(kept, (PyTypeObject *)state->cache_type))
+        return PyErr_Format(PyExc_TypeError, "cache is not a Cache");
+    tp_cache        *cache = kept == Py_None ? NULL : ((struct cache_object *)kept)->cache;
     tp_http         *http = client == Py_None ? NULL : ((struct client_object *)client)->http;
     size_t           count = (size_t)PyList_Size(list), converted = 0;
     struct tp_shard *shards = tp_alloc_zero(count, sizeof *shards);
@@ -62,7 +68,7 @@ static PyObject *dataset_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         goto done;
     }
     for (; converted < count; converted++)
-        if (convert_shard(PyList_GetItem(list, (Py_ssize_t)converted), http, &shards[converted],
+        if (convert_shard(PyList_GetItem(list, (Py_ssize_t)converted), http, cache, &shards[converted],
                           &paths[converted]) < 0)
             goto done;
 
@@ -249,7 +255,32 @@ static PyObject *dataset_shard_bytes(PyObject *self, PyObject *unused)
     return list;
 }
 
+/* fill(shard, block) -> True: it was not in the cache, and is now */
+static PyObject *dataset_fill(PyObject *self, PyObject *args)
+{
+    tp_dataset        *dataset = ((struct dataset_object *)self)->dataset;
+    Py_ssize_t         shard;
+    unsigned long long block;
+    bool               fetched;
+    struct tp_error    err;
+    tp_status          st;
+    if (!PyArg_ParseTuple(args, "nK", &shard, &block))
+        return NULL;
+    if (shard < 0 || (size_t)shard >= tp_dataset_shards(dataset))
+        return PyErr_Format(PyExc_IndexError, "shard %zd", shard);
+    Py_BEGIN_ALLOW_THREADS /* a range request, and a file */
+    tp_interrupt_by(hear_signals);
+    st = tp_source_fill(tp_dataset_source(dataset, (size_t)shard), block, &fetched, &err);
+    tp_interrupt_by(NULL);
+    Py_END_ALLOW_THREADS
+    if (st != TP_OK)
+        return raise_status(state_of(Py_TYPE(self)), &err,
+                            tp_dataset_shard_path(dataset, (size_t)shard));
+    return PyBool_FromLong(fetched);
+}
+
 static PyMethodDef dataset_methods[] = {
+    {"fill", dataset_fill, METH_VARARGS, NULL},
     {"shard_bytes", dataset_shard_bytes, METH_NOARGS, NULL},
     {"index_bytes", dataset_index_bytes, METH_NOARGS, NULL},
     {"shard_samples", dataset_shard_samples, METH_NOARGS, NULL},

@@ -154,7 +154,7 @@ tp_status tp_source_read(tp_source *source, uint64_t offset, uint8_t *head, size
     int  fd;
     bool keep;
     if (source->remote)
-        return tp_remote_read(source->remote, offset, head, head_size, body, size, NULL, err);
+        return tp_far_read(source, offset, head, head_size, body, size, err);
     tp_status st = borrow(source, &fd, &keep, err);
     if (st != TP_OK)
         return st;
@@ -292,6 +292,8 @@ void tp_source_free(tp_source *source)
     (void)pthread_mutex_destroy(&source->lock);
     tp_remote_release(source->remote);
     tp_remote_release(source->remote_sidecar);
+    tp_cache_key_free(source->key);
+    tp_cache_release(source->cache);
     tp_free(source->sidecar);
     tp_free(source->path);
     tp_free(source);

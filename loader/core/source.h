@@ -12,6 +12,7 @@
 #ifndef TARPON_SOURCE_H
 #define TARPON_SOURCE_H
 
+#include "cache.h"
 #include "http.h"
 #include "index.h"
 #include "status.h"
@@ -42,6 +43,7 @@ struct tp_remote_shard {
     const char *url;  /* with them; NULL: to be signed */
     const char *etag; /* NULL: not known */
     uint64_t    bytes;
+    tp_cache   *cache; /* the source keeps a reference of its own; NULL: none */
 };
 
 /* Touches no network.  TP_OK: the caller owns *out.  TP_ENOMEM. */
@@ -51,6 +53,19 @@ TP_MUST_CHECK tp_status tp_source_create_remote(tp_source                   **ou
 
 /* The remote file; NULL: it is a local one. */
 tp_remote *tp_source_remote(const tp_source *source);
+
+/* With a cache, a remote shard is read in blocks of so many bytes, the last one shorter; each stays
+ * in the cache, and so does its index, the one that lies beside it or the one it was scanned for. */
+enum { TP_SOURCE_BLOCK = 4 << 20 };
+uint64_t tp_source_block_bytes(tp_source *source, uint64_t block); /* its size must be known */
+
+/* Is all of that in the cache now?  Put a block there.  Get one that is not there; past the end,
+ * there is none to get.  All may wait for the network. */
+bool                    tp_source_has_cache(const tp_source *source);
+bool                    tp_source_is_kept(tp_source *source, uint64_t offset, uint64_t size);
+void                    tp_source_keep(tp_source *source, uint64_t block, const uint8_t *bytes);
+TP_MUST_CHECK tp_status tp_source_fill(tp_source *source, uint64_t block, bool *fetched,
+                                       struct tp_error *err);
 
 /* Read `head_size` bytes at `offset` into `head`, and the `size` bytes after them into `body`, in
  * one request.  TP_EIO: missing, unreadable, or not the size it should be.  TP_ECORRUPT: the

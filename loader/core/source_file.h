@@ -13,7 +13,10 @@ struct tp_source {
     char *sidecar; /* the path of the index beside it */
 
     /* A remote shard: */
-    tp_remote *remote, *remote_sidecar; /* NULL: a local file */
+    tp_remote    *remote, *remote_sidecar; /* NULL: a local file */
+    tp_cache     *cache;                   /* NULL: none */
+    tp_cache_key *key;                     /* see source_cache.c */
+    bool          key_made;
 
     /* A local one: */
     struct tp_open_files *files;
@@ -39,8 +42,16 @@ char *tp_sidecar_name(const char *tar, bool is_url);
 
 /* The remote halves of the functions in source.h. */
 TP_MUST_CHECK tp_status tp_far_bytes(tp_source *source, uint64_t *bytes, struct tp_error *err);
+TP_MUST_CHECK tp_status tp_far_read(tp_source *source, uint64_t offset, uint8_t *head,
+                                    size_t head_size, uint8_t *body, size_t size,
+                                    struct tp_error *err);
 TP_MUST_CHECK tp_status tp_far_scan(tp_source *source, tp_index **out, struct tp_error *err);
 TP_MUST_CHECK tp_status tp_far_sidecar(tp_source *source, uint64_t from, uint64_t to,
                                        struct tp_text *text, struct tp_error *err);
+
+/* The text of the index as the cache has it; text->bytes is NULL where it has none. */
+TP_MUST_CHECK tp_status tp_far_kept_index(tp_source *source, struct tp_text *text,
+                                          struct tp_error *err);
+void                    tp_far_keep_index(tp_source *source, const struct tp_text *text);
 
 #endif

@@ -43,6 +43,10 @@ tp_status tp_source_create_remote(tp_source **out, const struct tp_remote_shard 
             &(struct tp_remote_spec){.name = source->sidecar, .url = url, .bytes = UINT64_MAX},
             NULL);
     tp_free(url);
+    if (st == TP_OK && shard->cache) {
+        tp_cache_retain(shard->cache);
+        source->cache = shard->cache;
+    }
     if (st != TP_OK) {
         tp_source_free(source);
         return tp_fail(err, TP_ENOMEM, "out of memory");
@@ -129,26 +133,74 @@ tp_status tp_far_scan(tp_source *source, tp_index **out, struct tp_error *err)
 /* ---- the index beside it ----------------------------------------------------------------------
  */
 
-/* One version alone is ever read: http.h sees to that, so that its identity never changes. */
+/* The text of the index of a shard that has none beside it, for the cache; text->bytes stays NULL
+ * where the format cannot hold it. */
+static tp_status scan_text(tp_source *source, struct tp_text *text, struct tp_error *err)
+{
+    tp_index *index = NULL;
+    char     *bytes = NULL;
+    tp_status st = tp_far_scan(source, &index, err);
+    if (st == TP_OK)
+        st = tp_index_format(index, &bytes, &text->size, source->path, err);
+    tp_index_free(index);
+    text->bytes = (uint8_t *)bytes;
+    return st == TP_EUNSUPPORTED ? TP_OK : st;
+}
+
+/* The whole of it: from the cache, from beside the shard, or else, so that the cache has it the next
+ * time, from a pass over the shard. */
+static tp_status whole_sidecar(tp_source *source, struct tp_text *text, struct tp_error *err)
+{
+    bool      missing = false;
+    tp_status st = tp_far_kept_index(source, text, err);
+    if (st != TP_OK || text->bytes)
+        return st;
+    st = tp_remote_whole(source->remote_sidecar, (size_t)TP_SIDECAR_BYTES_MAX, &text->bytes,
+                         &text->size, &missing, err);
+    if (missing && source->cache)
+        st = scan_text(source, text, err);
+    else if (missing)
+        return TP_OK;
+    if (st == TP_OK && text->bytes)
+        tp_far_keep_index(source, text);
+    return st;
+}
+
+/* Some of it.  Without a cache one version alone is ever read: http.h sees to that.  With one, so
+ * it is: the shard's, and an index that does not fit it is noticed when a header is read. */
+static tp_status part_of_sidecar(tp_source *source, uint64_t from, uint64_t to,
+                                 struct tp_text *text, struct tp_error *err)
+{
+    struct tp_text whole;
+    tp_status      st = source->cache ? whole_sidecar(source, &whole, err) : TP_OK;
+    if (st != TP_OK)
+        return st;
+    text->size = (size_t)(to - from);
+    text->bytes = tp_alloc(text->size, 1);
+    if (!text->bytes)
+        st = tp_fail(err, TP_ENOMEM, "%s: out of memory", source->sidecar);
+    else if (!source->cache)
+        st = tp_remote_read(source->remote_sidecar, from, NULL, 0, text->bytes, text->size, NULL,
+                            err);
+    else if (whole.size < to)
+        st = tp_fail(err, TP_EIO, "%s: replaced, expected the one that was there at first; open "
+                                  "the dataset again",
+                     source->sidecar);
+    else
+        memcpy(text->bytes, whole.bytes + from, text->size);
+    if (source->cache)
+        tp_free(whole.bytes);
+    if (st != TP_OK) {
+        tp_free(text->bytes);
+        text->bytes = NULL;
+    }
+    return st;
+}
+
 tp_status tp_far_sidecar(tp_source *source, uint64_t from, uint64_t to, struct tp_text *text,
                          struct tp_error *err)
 {
-    bool      missing = false;
-    tp_status st;
     *text = (struct tp_text){.bytes = NULL};
-    if (to == UINT64_MAX && from == 0) {
-        st = tp_remote_whole(source->remote_sidecar, (size_t)TP_SIDECAR_BYTES_MAX, &text->bytes,
-                             &text->size, &missing, err);
-    } else {
-        text->size = (size_t)(to - from);
-        text->bytes = tp_alloc(text->size, 1);
-        st = text->bytes ? tp_remote_read(source->remote_sidecar, from, NULL, 0, text->bytes,
-                                          text->size, &missing, err)
-                         : tp_fail(err, TP_ENOMEM, "%s: out of memory", source->sidecar);
-    }
-    if (st == TP_OK)
-        return TP_OK;
-    tp_free(text->bytes);
-    text->bytes = NULL;
-    return missing ? TP_OK : st;
+    return from == 0 && to == UINT64_MAX ? whole_sidecar(source, text, err)
+                                         : part_of_sidecar(source, from, to, text, err);
 }

@@ -5,6 +5,7 @@ from typing import Any
 Buffer = Any  # whatever has the buffer protocol; typing knows it from 3.12 on
 
 ORDER_VERSION: int
+CACHE_BLOCK: int
 
 class Slab:
     """Memory of one batch, by the buffer protocol; writable."""
@@ -33,6 +34,14 @@ class Client:
     def quiet(self) -> None:
         """Close all connections for good."""
 
+class Cache:
+    """Blocks of remote shards in a local folder; see core/cache.h."""
+
+    def __init__(self, folder: str, most_bytes: int) -> None: ...
+    def trouble(self) -> str | None:
+        """Why nothing can be written, told once."""
+    def stats(self) -> dict[str, int]: ...
+
 class Dataset:
     """Shards laid end to end: ``(path, samples or -1, bytes or -1, is remote, url, etag)``."""
 
@@ -40,7 +49,10 @@ class Dataset:
         self,
         shards: list[tuple[str, int, int, bool, str | None, str | None]],
         client: Client | None = None,
+        cache: Cache | None = None,
     ) -> None: ...
+    def fill(self, shard: int, block: int, /) -> bool:
+        """Get a block that is not in the cache; ``False``: it is, or there is no such block."""
     def __len__(self) -> int: ...
     def shard_samples(self) -> list[int]: ...
     def shard_bytes(self) -> list[int]:

@@ -4,22 +4,56 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import operator
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from tarpon import _core, _remote
+from tarpon._arguments import positive
 from tarpon._order import Int64s
 from tarpon._shards import Shard, Shards, resolve, without_secrets
 from tarpon.errors import StoreError
 from tarpon.store import Store
+
+
+_log = logging.getLogger("tarpon")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How remote shards are reached and kept; of no concern to local ones."""
+
+    store: Store | None = None
+    cache_dir: str | None = None
+    cache_bytes: int = 2**64 - 1
+    timeout_s: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        store: Store | None,
+        cache_dir: str | os.PathLike[str] | None,
+        cache_bytes: int | None,
+        timeout_s: float | None,
+    ) -> Self:
+        if store is not None and not isinstance(store, Store):
+            raise ValueError(f"store={store!r}, expected a tarpon.Store, or None")
+        if cache_bytes is not None and cache_dir is None:
+            raise ValueError(f"cache_bytes={cache_bytes!r} without cache_dir, expected both")
+        return cls(
+            store=store,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            cache_bytes=2**64 - 1 if cache_bytes is None else positive("cache_bytes", cache_bytes),
+            timeout_s=timeout_s,
+        )
 
 
 class Dataset(Sequence[dict[str, bytes]]):
@@ -35,24 +69,24 @@ class Dataset(Sequence[dict[str, bytes]]):
         CorruptShardError: A shard or index breaks its format, or they disagree.
     """
 
-    def __init__(
-        self, shards: Shards, *, store: Store | None = None, timeout_s: float | None = None
-    ) -> None:
+    def __init__(self, shards: Shards, reach: Reach | None = None) -> None:
+        reach = reach or Reach()
         name = "of a list"
         if isinstance(shards, str | os.PathLike):
             name = repr(without_secrets(os.fspath(shards)))
-        self._open(resolve(shards, store), name, store, timeout_s)
+        self._open(resolve(shards, reach.store), name, reach)
 
-    def _open(
-        self, shards: list[Shard], name: str, store: Store | None, timeout_s: float | None
-    ) -> None:
-        self._shards, self._name, self._store, self._timeout_s = shards, name, store, timeout_s
-        self._client = None
+    def _open(self, shards: list[Shard], name: str, reach: Reach) -> None:
+        self._shards, self._name, self._reach = shards, name, reach
+        self._client, self._cache = None, None
         if any(shard.is_remote for shard in shards):
-            self._client = _remote.client(store, timeout_s)
+            self._client = _remote.client(reach.store, reach.timeout_s)
+            if reach.cache_dir is not None:
+                self._cache = _core.Cache(reach.cache_dir, reach.cache_bytes)
         self._core = _core.Dataset(
             [(s.path, s.samples, s.bytes, s.is_remote, s.url, s.etag) for s in shards],
             self._client,
+            self._cache,
         )
         self._pid = os.getpid()
 
@@ -60,7 +94,7 @@ class Dataset(Sequence[dict[str, bytes]]):
     def core(self) -> _core.Dataset:
         """The C object behind; for the loader. A child after fork() opens its own."""
         if self._pid != os.getpid():  # another thread of the parent may hold its locks for ever
-            self._open(self._counted(), self._name, self._store, self._timeout_s)
+            self._open(self._counted(), self._name, self._reach)
         return self._core
 
     @property
@@ -69,14 +103,38 @@ class Dataset(Sequence[dict[str, bytes]]):
         return any(shard.is_remote for shard in self._shards)
 
     def network(self) -> dict[str, int]:
-        """``requests``, ``retries``, ``hedges`` and ``network_bytes`` of this process's client."""
+        """``requests``, ``retries``, ``hedges`` and ``network_bytes`` of this process's client, and
+        ``cache_hits``, ``cache_misses`` and ``cache_..._bytes`` of this dataset's cache.
+        """
         sums = self._client.stats() if self._client else {}
+        kept = self._cache.stats() if self._cache else {}
         return {
             "requests": sums.get("requests", 0),
             "retries": sums.get("retries", 0),
             "hedges": sums.get("hedges", 0),
             "network_bytes": sums.get("bytes", 0),
+            "cache_hits": 0,
+            "cache_misses": 0,
+            **kept,
         }
+
+    def cache_trouble(self) -> str | None:
+        """Why the cache cannot be written; told once, by whichever process notices."""
+        return self._cache.trouble() if self._cache else None
+
+    def remote_sizes(self) -> dict[int, int]:
+        """Bytes of each remote tar, by its number; opens the index of each that has samples."""
+        sizes: dict[int, int] = {}
+        first = 0
+        for number, shard in enumerate(self._counted()):
+            if shard.is_remote:
+                sizes[number] = shard.bytes
+            first += shard.samples
+        return sizes
+
+    def fill(self, shard: int, block: int) -> bool:
+        """Get one block of a remote shard that the cache has not; ``False``: there was none."""
+        return self.core.fill(shard, block)
 
     def _counted(self) -> list[Shard]:
         """The shards, with the counts and sizes that opening them brought."""
@@ -88,7 +146,7 @@ class Dataset(Sequence[dict[str, bytes]]):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the same shards, and is told what this one knows of them."""
-        return _reopened, (self._counted(), self._name, self._store, self._timeout_s)
+        return _reopened, (self._counted(), self._name, self._reach)
 
     @property
     def shards(self) -> list[str]:
@@ -157,11 +215,9 @@ class Dataset(Sequence[dict[str, bytes]]):
         return number
 
 
-def _reopened(
-    shards: list[Shard], name: str, store: Store | None, timeout_s: float | None
-) -> Dataset:
+def _reopened(shards: list[Shard], name: str, reach: Reach) -> Dataset:
     dataset = Dataset.__new__(Dataset)
-    dataset._open(shards, name, store, timeout_s)
+    dataset._open(shards, name, reach)
     return dataset
 
 
@@ -201,6 +257,12 @@ class View(Dataset):
     def network(self) -> dict[str, int]:
         return self._base.network()
 
+    def cache_trouble(self) -> str | None:
+        return self._base.cache_trouble()
+
+    def fill(self, shard: int, block: int) -> bool:
+        return self._base.fill(shard, block)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of the dataset's fingerprint and the chosen numbers."""
@@ -237,18 +299,31 @@ def _sized(shard: Shard) -> Shard:
 
 
 def open(
-    shards: Shards | Dataset, *, store: Store | None = None, timeout_s: float | None = None
+    shards: Shards | Dataset,
+    *,
+    store: Store | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
+    timeout_s: float | None = None,
 ) -> Dataset:
     """Open shards for random access; see `Dataset`. One that is open already stays as it is.
 
     Args:
         shards: Anything a `Loader` takes.
         store: How to reach ``s3://`` and ``https://`` shards; ``None``: as the environment says.
+        cache_dir: A local folder that keeps what is read of remote shards, in blocks of 4 MiB, for
+            the next time and for other processes of this machine. ``None``: nothing is kept.
+        cache_bytes: Most that the folder may hold; the least recently used goes first.
         timeout_s: Longest that one read over the network may take, tries included, in seconds.
     """
-    if isinstance(shards, Dataset):
-        return shards
-    return Dataset(shards, store=store, timeout_s=timeout_s)
+    reach = Reach.of(store, cache_dir, cache_bytes, timeout_s)
+    if not isinstance(shards, Dataset):
+        return Dataset(shards, reach)
+    if (reach.store, reach.cache_dir) != (None, None):
+        raise ValueError(
+            f"store or cache_dir for {shards!r}, which is open already: give them to tarpon.open()"
+        )
+    return shards
 
 
 def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:

@@ -28,7 +28,6 @@ from tarpon._arguments import (
     one_of,
     place,
     positive,
-    refuse_unsupported,
 )
 from tarpon._decode import Ask, Decoder, describe
 from tarpon._order import Int64s, Order
@@ -63,8 +62,8 @@ class Loader:
 
     Args:
         shards: A shard list (``train.json``), a tar, ``train-{000000..000127}.tar``, a glob, a
-            folder, or a list of these; or an opened ``Dataset``, such as a ``tarpon.view``.
-            Local files.
+            folder, or a list of these, local, ``s3://`` or ``https://``; or an opened
+            ``Dataset``, such as a ``tarpon.view``.
         batch_size: Samples per batch on this rank.
         fields: What to make of each sample, by the name it gets in the batch; see
             ``tarpon.fields``. ``None``: every component of the first sample, as raw bytes.
@@ -89,10 +88,14 @@ class Loader:
             takes the slot; logged once each and counted in ``stats()``.
         threads: C threads; default one per CPU this process or its container may use, at most
             16.
-        buffer_bytes: Hard ceiling on the memory of batches, in the making and in use. Reading
-            pauses there. ``None``: no ceiling; three batches are made ahead, and those you keep
-            come on top.
-        cache_dir, cache_bytes, store: For remote shards, which are not supported yet.
+        buffer_bytes: Hard ceiling on the memory of batches, in the making and in use, and of remote
+            samples read ahead. Reading pauses there. ``None``: no ceiling on batches, of which
+            three are made ahead and those you keep come on top; of remote shards about a window
+            divided by ``world_size`` is held.
+        cache_dir, cache_bytes: A local folder that keeps what is read of remote shards, for the
+            next epoch and for the other ranks of this machine, and the most it may hold in bytes.
+            ``tarpon prefetch`` fills one ahead. ``None``: nothing is kept.
+        store: How to reach remote shards, a ``tarpon.Store``; ``None``: as the environment says.
         timeout_s: Longest wait for one batch, in seconds; ``None`` waits for ever.
 
     Yields:
@@ -129,7 +132,6 @@ class Loader:
         timeout_s: float | None = 600,
         store: Store | None = None,
     ) -> None:
-        refuse_unsupported(cache_dir, cache_bytes)
         self._rank, self._world_size = place(rank, world_size)
         self._placed = rank is not None
         self._batch_size = positive("batch_size", batch_size)
@@ -149,7 +151,9 @@ class Loader:
         self._timeout_s = math.inf if timeout_s is None else float(timeout_s)
 
         fields = checked_fields(fields)
-        self.dataset = open(shards, store=store, timeout_s=timeout_s)
+        self.dataset = open(
+            shards, store=store, cache_dir=cache_dir, cache_bytes=cache_bytes, timeout_s=timeout_s
+        )
         self.num_samples = len(self.dataset)
         self._check_size()
         lanes, window_samples, self._fixed = asked_order(lanes, window_samples)
@@ -323,7 +327,10 @@ class Loader:
         ``samples``, ``bytes`` read, ``samples_per_s``; seconds the consumer waited
         (``wait_s``); seconds summed over threads that they read (``read_s``), decoded
         (``decode_s``), waited for room (``full_s``) or for work (``idle_s``);
-        ``held_bytes`` of batches and ``index_bytes`` in memory now; ``cache_hits``, ``retries``;
+        ``held_bytes`` of batches, ``window_bytes`` of remote samples and ``index_bytes`` in memory
+        now; ``unplanned`` reads of remote samples that nobody had asked for ahead;
+        ``requests``, ``retries``, ``hedges`` and ``network_bytes`` of this process's network
+        client; ``cache_hits``, ``cache_misses``;
         ``bad_samples``: a list of shard, key, offset and reason.
         """
         if self._final is not None:
@@ -337,7 +344,6 @@ class Loader:
             "samples_per_s": self._handed / elapsed if elapsed > 0 else 0.0,
             "wait_s": self._wait_s,
             "index_bytes": self.dataset.core.index_bytes(),
-            "cache_hits": 0,
             **self.dataset.network(),
             "bad_samples": [
                 {
@@ -491,6 +497,8 @@ class Loader:
             del slab, columns  # their memory is needed for the next try
             self._on_bad(ask, bad)
         self._asked.popleft()
+        if trouble := self.dataset.cache_trouble():
+            _log.warning("%s; samples are streamed without being kept", trouble)
         self._handed += len(ask.indices)
         return Batch(
             columns,
