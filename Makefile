@@ -12,7 +12,7 @@ C_FILES     := loader/core/*.[ch] loader/core/tests/*.[ch] loader/core/fuzz/*.c 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.built ## install what is missing, make .venv, build the extension
+setup: .venv/.built .venv/.servers ## install what is missing, make .venv, build the extension
 	@echo "ready: source .venv/bin/activate"
 
 .venv/.installed: pyproject.toml constraints.txt scripts/install_packages.sh
@@ -26,7 +26,11 @@ setup: .venv/.built ## install what is missing, make .venv, build the extension
 	.venv/bin/pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-demo: setup ## photographs to a registered model, on this machine
+.venv/.servers: .venv/.installed tests/servers/requirements.txt scripts/install_test_servers.sh
+	scripts/install_test_servers.sh
+	@touch $@
+
+demo: .venv/.built ## photographs to a registered model, on this machine
 	$(PY) -m components.ingest.sample_photos demo/photos --count 1200
 	$(PY) -m pipelines data.source=demo/photos store.root=demo/store
 
@@ -70,6 +74,7 @@ bench: setup ## measure against peers and ceilings; writes benchmarks/results/
 	-scripts/install_peers.sh
 	$(PY) -m benchmarks
 
+ci: export CI = 1 # tests that lack a server fail
 ci: lint test sanitize wheel ## all that must pass before a change lands
 	$(MAKE) --no-print-directory demo | scripts/check_demo.sh
 

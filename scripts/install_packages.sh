@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that setup needs and that are missing, and says so.
-# With the argument "soak": those that the long proofs need.
+# With the argument "soak": those that the long proofs need; "servers": the servers of tests/servers.
 set -euo pipefail
 
 missing=()
@@ -11,6 +11,12 @@ if [ "${1:-}" = soak ]; then
     need 'command -v valgrind' valgrind
     need 'echo "int LLVMFuzzerTestOneInput(const char *d, long n) { return !d && n; }" |
         clang -fsanitize=fuzzer,address,undefined -x c -o /dev/null -' clang libclang-rt-14-dev
+elif [ "${1:-}" = servers ]; then
+    need 'command -v radosgw && command -v radosgw-admin' radosgw
+    need 'command -v ceph-mon' ceph-mon
+    need 'command -v ceph-osd' ceph-osd
+    need 'command -v ceph && command -v ceph-authtool' ceph-common
+    need 'PATH=$PATH:/usr/sbin command -v nginx' nginx-light
 else
     need 'command -v gcc && command -v make' build-essential
     need 'python3 -c "import ensurepip, venv"' python3-venv
@@ -33,3 +39,7 @@ if [ "$(id -u)" -ne 0 ]; then root=(sudo); fi
 export DEBIAN_FRONTEND=noninteractive
 "${root[@]}" apt-get update -qq
 "${root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+# Tests start nginx themselves; it has no business on port 80 of this machine.
+if [[ " ${missing[*]} " == *" nginx-light "* ]] && [ -d /run/systemd/system ]; then
+    "${root[@]}" systemctl disable --quiet --now nginx
+fi
