@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.servers.fixtures import (
     ceph_server,
     ceph_sts_server,
+    fault_proxy,
     no_aws_environment,
     s3_bucket,
     s3_environment,
@@ -15,6 +16,7 @@ from tests.servers.fixtures import (
 __all__ = [
     "ceph_server",
     "ceph_sts_server",
+    "fault_proxy",
     "no_aws_environment",
     "s3_bucket",
     "s3_environment",

@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from tests.servers import ceph, nginx, process, swift
+from tests.servers import ceph, faultproxy, nginx, process, swift
+from tests.servers.faults import Rule
 from tests.servers.s3 import Bucket, S3Server, no_aws
 
 Server = TypeVar("Server")
@@ -24,6 +25,10 @@ class WebServers(Protocol):
     def __call__(
         self, folder: Path, *, tls: bool = False, bytes_per_s: int | None = None
     ) -> nginx.WebServer: ...
+
+
+class FaultProxies(Protocol):
+    def __call__(self, upstream: str, *rules: Rule) -> faultproxy.FaultProxy: ...
 
 
 @contextlib.contextmanager
@@ -99,3 +104,14 @@ def web_server() -> Iterator[WebServers]:
                 )
 
         yield serve
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[FaultProxies]:
+    """A function that puts a fault proxy before http://HOST:PORT until the end of the test."""
+    with contextlib.ExitStack() as proxies:
+
+        def start(upstream: str, *rules: Rule) -> faultproxy.FaultProxy:
+            return proxies.enter_context(faultproxy.running(upstream, *rules))
+
+        yield start
