@@ -283,6 +283,8 @@ class Stream(io.RawIOBase):
                     self._reopen()
                 data = self._read(len(buffer))
                 break
+            except StoreError:
+                raise
             except (*Failure, OSError) as error:
                 final = isinstance(error, boto.FlexibleChecksumError)
                 final |= code(error) == "PreconditionFailed"
@@ -306,6 +308,13 @@ class Stream(io.RawIOBase):
             Bucket=self._bucket, Key=self._key, Range=f"bytes={self._at}-", IfMatch=self.etag
         )
         self._body = answer["Body"]
+        wanted, given = f"bytes {self._at}-{self.size - 1}/{self.size}", answer.get("ContentRange")
+        if given != wanted or answer.get("ETag") != self.etag:
+            raise StoreError(
+                f"{self._where}: the server sent {given or 'the whole object'} of "
+                f"{answer.get('ETag')}, expected {wanted} of {self.etag}; do not read through "
+                "what stands between (a proxy or gateway that ignores Range or If-Match)"
+            )
 
     def close(self) -> None:
         if not self.closed and hasattr(self, "_body"):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ import pytest
 from components import s3
 from components.store import Store, StoreError
 from components.store_s3 import PART_BYTES
+from tests.servers import faults, tls
+from tests.servers.faults import Rule
+from tests.servers.fixtures import FaultProxies
 from tests.servers.s3 import Bucket, S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,61 +138,168 @@ def test_an_upload_that_fails_takes_its_parts_back(bucket: Bucket) -> None:
     assert unfinished(bucket) == []
 
 
-# --- reading over a bad line ---------------------------------------------------------------------
+# --- a bad line ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [faults.close, faults.reset])
+def test_a_stream_goes_on_where_its_connection_broke(
+    bucket: Bucket,
+    fault_proxy: FaultProxies,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[int], faults.Fault],
+) -> None:
+    data = os.urandom(3_000_000)
+    bucket.put("x", data)
+    rule = Rule(name="cut", fault=fault(1_100_000), path="/x$", method="GET")
+    proxy = fault_proxy(bucket.server.endpoint, rule)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    with Store(bucket.url).open("x") as stream:
+        assert stream.read() == data
+    assert proxy.fired("cut") == 2
+    first, *later = [request.range for request in proxy.requests()]
+    assert first is None
+    starts = [int(range_.removeprefix("bytes=").removesuffix("-")) for range_ in later]
+    assert [start // 1_000_000 for start in starts] == [1, 2]  # what had come was kept
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.ignore_range(), faults.wrong_range(512), faults.other_etag()]
+)
+def test_a_server_that_goes_on_elsewhere_is_not_believed(
+    bucket: Bucket,
+    fault_proxy: FaultProxies,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: faults.Fault,
+) -> None:
+    bucket.put("x", os.urandom(3_000_000))
+    cut = Rule(name="cut", fault=faults.close(1_100_000), path="/x$", ranged=False)
+    then = Rule(name="then", fault=fault, path="/x$", ranged=True)
+    proxy = fault_proxy(bucket.server.endpoint, cut, then)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    with (
+        Store(bucket.url).open("x") as stream,
+        pytest.raises(StoreError, match=r"x: the server sent .* expected bytes 1100000-2999999/"),
+    ):
+        stream.read()
+    assert proxy.fired("then") == 1
+
+
+def test_an_object_that_changes_while_it_is_read_is_no_mixture(
+    bucket: Bucket, fault_proxy: FaultProxies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("x", bytes(3_000_000))
+    rule = Rule(name="cut", fault=faults.close(1_100_000), path="/x$", method="GET")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", fault_proxy(bucket.server.endpoint, rule).url)
+    with Store(bucket.url).open("x") as stream:
+        stream.read(10)
+        bucket.put("x", b"1" * 3_000_000)
+        with pytest.raises(StoreError, match=r"at byte 1100000: it changed while it was read"):
+            stream.read()
+
+
+def test_a_manifest_whose_answer_was_lost_is_not_taken_for_anothers(
+    bucket: Bucket, fault_proxy: FaultProxies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The put that botocore repeats finds its own object there, and is told 412."""
+    rule = Rule(name="lost", fault=faults.cut_headers(), path="/x$", method="PUT", nth=(1,))
+    proxy = fault_proxy(bucket.server.endpoint, rule)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    Store(bucket.url).publish("x", b"mine")
+    assert proxy.fired("lost") == 1
+    assert bucket.get("x") == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (faults.expired_token(), "the credentials have expired (ExpiredToken to"),
+        (faults.access_denied(), "access denied (AccessDenied to"),
+        (faults.slow_down(), "the server is busy and stayed so (SlowDown to"),
+        (
+            faults.error(400, "IllegalLocationConstraintException"),
+            "the bucket is in another region",
+        ),
+        (faults.error(507, "QuotaExceeded"), "no room left (QuotaExceeded to"),
+        (faults.error(418, "Teapot"), "the server said 418 (Teapot to"),
+    ],
+)
+def test_refusals_say_what_to_do(
+    bucket: Bucket,
+    fault_proxy: FaultProxies,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: faults.Fault,
+    said: str,
+) -> None:
+    monkeypatch.setattr("components.s3.ATTEMPTS", 2)
+    proxy = fault_proxy(bucket.server.endpoint, Rule(name="no", fault=fault))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    assert said in refusal(bucket.url)
 
 
 @contextlib.contextmanager
-def cutting(endpoint: str, *, after: int) -> Iterator[str]:
-    """A proxy that cuts every answer off after so many bytes; gives its own endpoint."""
+def tls_before(endpoint: str, certificate: tls.Certificate) -> Iterator[str]:
+    """The same server by https."""
     there = (urlsplit(endpoint).hostname, urlsplit(endpoint).port)
-    listener = socket.create_server(("127.0.0.1", 0))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.chain, certificate.key)
 
-    def serve(client: socket.socket) -> None:
-        with client, socket.create_connection(there) as server:
-            # One request a connection: GETs are small and have no body.
-            server.sendall(client.recv(65536))
-            left = after
-            while left > 0 and (data := server.recv(min(left, 65536))):
-                client.sendall(data)
-                left -= len(data)
+    def pipe(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def serve(plain: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            context.wrap_socket(plain, server_side=True) as client,
+            socket.create_connection(there) as server,
+        ):
+            back = threading.Thread(target=pipe, args=(server, client), daemon=True)
+            back.start()
+            pipe(client, server)
+            back.join()
 
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = listener.accept()
-                threading.Thread(target=serve, args=(client,), daemon=True).start()
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
+    listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
 
 
-def test_a_stream_goes_on_where_its_connection_broke(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "told"), [("s3_server", 0), ("ceph_server", 1)])
+def test_over_tls_a_server_without_trailing_checksums_is_spared_them(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    told: int,
 ) -> None:
-    data = os.urandom(3_000_000)
-    bucket.put("x", data)
-    with cutting(bucket.server.endpoint, after=1_100_000) as endpoint:
-        # The host is signed: the server must be told the name that the client thinks it has.
+    server: S3Server = request.getfixturevalue(name)
+    server.set_environment(monkeypatch)
+    bucket = server.bucket()
+    certificate = tls.make_certificate(tmp_path)
+    with tls_before(server.endpoint, certificate) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-        with Store(bucket.url).open("x") as stream:
-            assert stream.read() == data
-
-
-def test_an_object_that_changes_while_it_is_read_is_no_mixture(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bucket.put("x", bytes(3_000_000))
-    with cutting(bucket.server.endpoint, after=1_100_000) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-        with Store(bucket.url).open("x") as stream:
-            stream.read(10)
-            bucket.put("x", b"1" * 3_000_000)
-            with pytest.raises(StoreError, match=r"at byte \d+: it changed while it was read"):
-                stream.read()
+        monkeypatch.setattr("components.s3.ATTEMPTS", 1)
+        with pytest.raises(StoreError, match="AWS_CA_BUNDLE"):
+            Store(bucket.url).list()
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate.authority))
+        store = Store(bucket.url)
+        for size in (100, BIG, 100):
+            store.write_bytes(str(size), bytes(size))
+        assert store.list() == ["100", str(BIG)]
+        assert bucket.get(str(BIG)) == bytes(BIG)
+    assert caplog.text.count("takes no checksums") == told
 
 
 # --- what it says --------------------------------------------------------------------------------
