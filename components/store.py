@@ -74,6 +74,9 @@ class Store(abc.ABC):
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
 
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.root,)
+
     @property
     @abc.abstractmethod
     def root(self) -> str:

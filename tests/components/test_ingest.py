@@ -366,7 +366,7 @@ def test_unchanged_files_are_not_decoded_again(go: Any, monkeypatch: pytest.Monk
 
     decoded.clear()
     changed = go({"cat/b.jpg": picture(20), "cat/new.jpg": picture(21)})
-    assert decoded == ["cat/b.jpg", "cat/broken.jpg", "cat/new.jpg"]
+    assert sorted(decoded) == ["cat/b.jpg", "cat/broken.jpg", "cat/new.jpg"]
     assert changed.catalog_id != first.catalog_id
     fresh = {name: row["sample_id"] for name, row in rows_of(changed).items()}
     assert fresh["cat/b.jpg"] != rows_of(first)["cat/b.jpg"]["sample_id"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class TestContract:
         assert entry.etag == store.stat("a/b/x.bin").etag
         assert url == store.url("a/b/x.bin") == store.url("a", "b", "x.bin")
         assert (store.root, store.name) == (place.root, place.root.rpartition("/")[2])
+        assert pickle.loads(pickle.dumps(store)).read_bytes("a/b/x.bin") == b"bytes"
 
     def test_a_full_url_splits_into_a_store_and_a_name(self, place: Place) -> None:
         store, name = split_url(Store(place.root).write_bytes("a/x.bin", b"1"))
