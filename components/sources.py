@@ -17,6 +17,9 @@ from components import s3
 from components.store import split_url, without_secrets
 
 TRIES = 4
+SIGNED = "signed url"
+"""The reason for not fetching a URL that carries credentials."""
+
 _PIECE_BYTES = 1 << 20
 _SECRET_WORDS = ("signature", "sig", "token", "accesskey", "credential", "password", "secret")
 
@@ -132,7 +135,7 @@ def _check_no_secret(uri: str) -> None:
     names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if "@" in parts.netloc or any(word in name for name in names for word in _SECRET_WORDS):
         raise SourceError(
-            "signed url",
+            SIGNED,
             f"{without_secrets(uri)} carries credentials, expected a public one or s3://bucket/key",
         )
 

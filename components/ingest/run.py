@@ -28,8 +28,8 @@ from components.ingest.files import ImageFile, IngestError, Listing, is_manifest
 from components.progress import track
 from components.report import Report
 from components.rules import MAX_PIXELS
-from components.sources import is_remote
-from components.store import Store, StoreError
+from components.sources import SIGNED, is_remote
+from components.store import Store, StoreError, without_secrets
 
 NAMED_IGNORED = 50
 """Ignored files named in the report; all are counted."""
@@ -189,9 +189,11 @@ def _row(image: ImageFile, seen: Seen, unlabelled: str) -> dict[str, Any]:
     reason, detail = seen.reason, seen.detail
     if reason is None and image.label is None:
         reason, detail = "no class", unlabelled
+    # Everybody may read a catalog, so a URL that carries credentials is not kept whole in it.
+    uri = without_secrets(image.path) if seen.reason == SIGNED else image.path
     return {
         "sample_id": seen.sample_id,
-        "uri": _printable(image.path),
+        "uri": _printable(uri),
         "bytes": seen.bytes,
         "format": seen.format,
         "width": seen.width,
