@@ -15,8 +15,8 @@ from tarpon.fields import CenterCrop, Field, RandomResizedCrop
 _THREADS_MOST = 16
 
 
-def refuse_unsupported(cache_dir: object, cache_bytes: object, store: object) -> None:
-    for name, value in (("cache_dir", cache_dir), ("cache_bytes", cache_bytes), ("store", store)):
+def refuse_unsupported(cache_dir: object, cache_bytes: object) -> None:
+    for name, value in (("cache_dir", cache_dir), ("cache_bytes", cache_bytes)):
         if value is not None:
             raise NotImplementedError(
                 f"{name}={value!r}: not supported yet, expected None; only local shards are read, "

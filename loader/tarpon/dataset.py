@@ -15,10 +15,11 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from tarpon import _core
+from tarpon import _core, _remote
 from tarpon._order import Int64s
-from tarpon._shards import Shard, Shards, resolve
+from tarpon._shards import Shard, Shards, resolve, without_secrets
 from tarpon.errors import StoreError
+from tarpon.store import Store
 
 
 class Dataset(Sequence[dict[str, bytes]]):
@@ -34,34 +35,60 @@ class Dataset(Sequence[dict[str, bytes]]):
         CorruptShardError: A shard or index breaks its format, or they disagree.
     """
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(
+        self, shards: Shards, *, store: Store | None = None, timeout_s: float | None = None
+    ) -> None:
         name = "of a list"
         if isinstance(shards, str | os.PathLike):
-            name = repr(os.fspath(shards))
-        self._open(resolve(shards), name)
+            name = repr(without_secrets(os.fspath(shards)))
+        self._open(resolve(shards, store), name, store, timeout_s)
 
-    def _open(self, shards: list[Shard], name: str) -> None:
-        self._shards, self._name = shards, name
-        self._core = _core.Dataset([(s.path, s.samples, s.bytes) for s in shards])
+    def _open(
+        self, shards: list[Shard], name: str, store: Store | None, timeout_s: float | None
+    ) -> None:
+        self._shards, self._name, self._store, self._timeout_s = shards, name, store, timeout_s
+        self._client = None
+        if any(shard.is_remote for shard in shards):
+            self._client = _remote.client(store, timeout_s)
+        self._core = _core.Dataset(
+            [(s.path, s.samples, s.bytes, s.is_remote, s.url, s.etag) for s in shards],
+            self._client,
+        )
         self._pid = os.getpid()
 
     @property
     def core(self) -> _core.Dataset:
         """The C object behind; for the loader. A child after fork() opens its own."""
         if self._pid != os.getpid():  # another thread of the parent may hold its locks for ever
-            self._open(self._counted(), self._name)
+            self._open(self._counted(), self._name, self._store, self._timeout_s)
         return self._core
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of its shards is read over a network."""
+        return any(shard.is_remote for shard in self._shards)
+
+    def network(self) -> dict[str, int]:
+        """``requests``, ``retries``, ``hedges`` and ``network_bytes`` of this process's client."""
+        sums = self._client.stats() if self._client else {}
+        return {
+            "requests": sums.get("requests", 0),
+            "retries": sums.get("retries", 0),
+            "hedges": sums.get("hedges", 0),
+            "network_bytes": sums.get("bytes", 0),
+        }
+
     def _counted(self) -> list[Shard]:
-        """The shards, with the counts that opening them brought."""
-        counts = self._core.shard_samples()
+        """The shards, with the counts and sizes that opening them brought."""
+        counts, sizes = self._core.shard_samples(), self._core.shard_bytes()
         return [
-            replace(shard, samples=count) for shard, count in zip(self._shards, counts, strict=True)
+            replace(shard, samples=count, bytes=size)
+            for shard, count, size in zip(self._shards, counts, sizes, strict=True)
         ]
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the same shards, and is told what this one knows of them."""
-        return _reopened, (self._counted(), self._name)
+        return _reopened, (self._counted(), self._name, self._store, self._timeout_s)
 
     @property
     def shards(self) -> list[str]:
@@ -72,14 +99,15 @@ class Dataset(Sequence[dict[str, bytes]]):
     def fingerprint(self) -> str:
         """Hex digest of each shard's name, sample count and size: what a state is bound to."""
         digest = hashlib.sha256()
-        for shard, samples in zip(self._shards, self.core.shard_samples(), strict=True):
-            digest.update(f"{Path(shard.path).name}\0{samples}\0{_size(shard)}\n".encode())
+        for shard in map(_sized, self._counted()):
+            name = Path(shard.path).name
+            digest.update(f"{name}\0{shard.samples}\0{shard.bytes}\n".encode())
         return digest.hexdigest()[:32]
 
     @functools.cached_property
     def total_bytes(self) -> int:
         """Bytes of all tars."""
-        return sum(map(_size, self._shards))
+        return sum(_sized(shard).bytes for shard in self._counted())
 
     def key(self, index: int) -> str:
         """The key of sample `index`: its members' common name up to the first dot."""
@@ -129,9 +157,11 @@ class Dataset(Sequence[dict[str, bytes]]):
         return number
 
 
-def _reopened(shards: list[Shard], name: str) -> Dataset:
+def _reopened(
+    shards: list[Shard], name: str, store: Store | None, timeout_s: float | None
+) -> Dataset:
     dataset = Dataset.__new__(Dataset)
-    dataset._open(shards, name)
+    dataset._open(shards, name, store, timeout_s)
     return dataset
 
 
@@ -168,6 +198,9 @@ class View(Dataset):
     def core(self) -> _core.Dataset:
         return self._base.core
 
+    def network(self) -> dict[str, int]:
+        return self._base.network()
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of the dataset's fingerprint and the chosen numbers."""
@@ -193,18 +226,29 @@ class View(Dataset):
         return self._base._number(int(self.indices[super()._number(index)]))
 
 
-def _size(shard: Shard) -> int:
+def _sized(shard: Shard) -> Shard:
+    """With the size of its file, if nobody told it."""
     if shard.bytes >= 0:
-        return shard.bytes
+        return shard
     try:
-        return Path(shard.path).stat().st_size
+        return replace(shard, bytes=Path(shard.path).stat().st_size)
     except OSError as error:
         raise StoreError(f"{shard.path}: {error.strerror or error}") from error
 
 
-def open(shards: Shards | Dataset) -> Dataset:
-    """Open shards for random access; see `Dataset`. One that is open already stays as it is."""
-    return shards if isinstance(shards, Dataset) else Dataset(shards)
+def open(
+    shards: Shards | Dataset, *, store: Store | None = None, timeout_s: float | None = None
+) -> Dataset:
+    """Open shards for random access; see `Dataset`. One that is open already stays as it is.
+
+    Args:
+        shards: Anything a `Loader` takes.
+        store: How to reach ``s3://`` and ``https://`` shards; ``None``: as the environment says.
+        timeout_s: Longest that one read over the network may take, tries included, in seconds.
+    """
+    if isinstance(shards, Dataset):
+        return shards
+    return Dataset(shards, store=store, timeout_s=timeout_s)
 
 
 def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:
