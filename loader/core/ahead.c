@@ -11,7 +11,7 @@
 enum {
     FINDERS_MOST = 48,   /* threads that wait for indexes: enough to hide round trips */
     COMING_MOST = 128,   /* requests handed to the client at once */
-    BLOCKS_MOST = 32, /* the same with a cache, and how many wait to be written there */
+    BLOCKS_MOST = 32,    /* the same with a cache, and how many wait to be written there */
     REQUESTS_LEAST = 64, /* that memory is for */
 };
 
@@ -60,7 +60,7 @@ struct tp_ahead {
     char          **extensions;
     size_t          extension_count;
     uint64_t        request_bytes; /* most that one request brings */
-    bool is_cached; /* what comes is put into a cache, in whole blocks */
+    bool            is_cached;     /* what comes is put into a cache, in whole blocks */
     pthread_mutex_t lock;
     pthread_cond_t  work, arrived;
     atomic_bool     closing;
@@ -72,9 +72,9 @@ struct tp_ahead {
     size_t           heap_count, heap_room;
     struct request  *coming;
     size_t           coming_count;
-    struct block *blocks; /* to be put into the cache */
-    size_t block_count; /* and those that are being put there */
-    bool             stuck; /* nothing comes, and there is no room for what should */
+    struct block    *blocks;      /* to be put into the cache */
+    size_t           block_count; /* and those that are being put there */
+    bool             stuck;       /* nothing comes, and there is no room for what should */
     struct tp_pieces pieces;
     uint64_t         planned, unplanned;
     size_t           finders, idle_finders;
@@ -237,8 +237,8 @@ static void let_go(tp_ahead *ahead, struct tp_piece *piece)
 static struct block *new_block(const struct request *request, uint64_t from)
 {
     const uint64_t number = from / TP_SOURCE_BLOCK;
-    const uint64_t bytes = tp_source_block_bytes(
-        tp_dataset_source(request->ahead->dataset, request->shard), number);
+    const uint64_t bytes =
+        tp_source_block_bytes(tp_dataset_source(request->ahead->dataset, request->shard), number);
     struct block *block = tp_alloc(sizeof *block + (size_t)bytes, 1);
     if (block)
         *block = (struct block){.shard = request->shard, .number = number, .bytes = bytes};
@@ -283,7 +283,7 @@ static void on_data(tp_get *get, uint64_t at, const uint8_t *bytes, size_t size)
     uint64_t        from = get->from + at, to = from + size;
     if (ahead->is_cached)
         collect(request, from, bytes, size);
-    bool            awaited = false;
+    bool awaited = false;
     while (request->current < request->count) {
         struct tp_piece *piece = request->pieces[request->current];
         const uint64_t   start = piece->offset > from ? piece->offset : from;
@@ -432,6 +432,8 @@ static bool is_near(const struct request *request, const struct place *place)
 {
     const struct tp_piece *first = request->pieces[0], *last = request->pieces[request->count - 1];
     const uint64_t         end = last->offset + last->size;
+    if (request->ahead->is_cached && place->offset / TP_SOURCE_BLOCK == (end - 1) / TP_SOURCE_BLOCK)
+        return place->offset >= end; /* no block is got twice */
     return place->offset >= end && place->offset - end < TP_AHEAD_GAP &&
            place->offset + place->size - first->offset <= request->ahead->request_bytes;
 }

@@ -12,8 +12,8 @@
  * planned, and what there is no room for while nothing is on its way, is read when it is asked for,
  * without that memory: so a plan can be wrong, and only costs time.
  *
- * Shards with a cache are read in its blocks, each of which goes there; what is there already is not
- * planned, but read from there.
+ * Shards with a cache are read in its blocks, each of which goes there; what is there already is
+ * not planned, but read from there.
  *
  * Any thread may call anything; tp_ahead_read() waits. */
 #ifndef TARPON_AHEAD_H

@@ -68,8 +68,8 @@ static PyObject *dataset_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         goto done;
     }
     for (; converted < count; converted++)
-        if (convert_shard(PyList_GetItem(list, (Py_ssize_t)converted), http, cache, &shards[converted],
-                          &paths[converted]) < 0)
+        if (convert_shard(PyList_GetItem(list, (Py_ssize_t)converted), http, cache,
+                          &shards[converted], &paths[converted]) < 0)
             goto done;
 
     Py_BEGIN_ALLOW_THREADS /* may read or make indexes: up to seconds for each shard */

@@ -55,7 +55,8 @@ TP_MUST_CHECK tp_status tp_source_create_remote(tp_source                   **ou
 tp_remote *tp_source_remote(const tp_source *source);
 
 /* With a cache, a remote shard is read in blocks of so many bytes, the last one shorter; each stays
- * in the cache, and so does its index, the one that lies beside it or the one it was scanned for. */
+ * in the cache, and so does its index, the one that lies beside it or the one it was scanned for.
+ */
 enum { TP_SOURCE_BLOCK = 4 << 20 };
 uint64_t tp_source_block_bytes(tp_source *source, uint64_t block); /* its size must be known */
 

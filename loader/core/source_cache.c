@@ -22,8 +22,7 @@ static const tp_cache_key *key_of(tp_source *source)
         if (!etag[0] && bytes > 0 &&
             tp_remote_read(source->remote, 0, NULL, 0, &first, 1, NULL, NULL) == TP_OK)
             tp_remote_etag(source->remote, etag, sizeof etag); /* the reply told */
-        if (etag[0] &&
-            tp_cache_key_create(&source->key, source->path, etag, bytes, NULL) != TP_OK)
+        if (etag[0] && tp_cache_key_create(&source->key, source->path, etag, bytes, NULL) != TP_OK)
             source->key = NULL;
         source->key_made = true;
     }
@@ -69,8 +68,8 @@ static tp_status fetch_block(tp_source *source, uint64_t block, uint8_t **out, s
     *out = tp_alloc(size, 1);
     if (!*out)
         return tp_fail(err, TP_ENOMEM, "%s: out of memory for a block of it", source->path);
-    tp_status st = tp_remote_read(source->remote, block * TP_SOURCE_BLOCK, NULL, 0, *out, size, NULL,
-                                  err);
+    tp_status st =
+        tp_remote_read(source->remote, block * TP_SOURCE_BLOCK, NULL, 0, *out, size, NULL, err);
     if (st == TP_OK) {
         tp_source_keep(source, block, *out);
         return TP_OK;
@@ -143,7 +142,8 @@ tp_status tp_far_read(tp_source *source, uint64_t offset, uint8_t *head, size_t 
     return st;
 }
 
-/* ---- the index beside it ---------------------------------------------------------------------- */
+/* ---- the index beside it ----------------------------------------------------------------------
+ */
 
 tp_status tp_far_kept_index(tp_source *source, struct tp_text *text, struct tp_error *err)
 {

@@ -147,8 +147,8 @@ static tp_status scan_text(tp_source *source, struct tp_text *text, struct tp_er
     return st == TP_EUNSUPPORTED ? TP_OK : st;
 }
 
-/* The whole of it: from the cache, from beside the shard, or else, so that the cache has it the next
- * time, from a pass over the shard. */
+/* The whole of it: from the cache, from beside the shard, or else, so that the cache has it the
+ * next time, from a pass over the shard. */
 static tp_status whole_sidecar(tp_source *source, struct tp_text *text, struct tp_error *err)
 {
     bool      missing = false;
@@ -183,8 +183,9 @@ static tp_status part_of_sidecar(tp_source *source, uint64_t from, uint64_t to,
         st = tp_remote_read(source->remote_sidecar, from, NULL, 0, text->bytes, text->size, NULL,
                             err);
     else if (whole.size < to)
-        st = tp_fail(err, TP_EIO, "%s: replaced, expected the one that was there at first; open "
-                                  "the dataset again",
+        st = tp_fail(err, TP_EIO,
+                     "%s: replaced, expected the one that was there at first; open "
+                     "the dataset again",
                      source->sidecar);
     else
         memcpy(text->bytes, whole.bytes + from, text->size);

@@ -43,6 +43,8 @@ class ReadAhead:
     """How far the plan has got.
 
     Attributes:
+        in_blocks: Whether shards are read in the cache's blocks, of which small groups would get
+            each several times.
         bytes: Ceiling on what is held of remote shards; 0: nothing is remote.
         most: Samples of all ranks that fit.
         span: Samples of all ranks in one window.
@@ -50,6 +52,7 @@ class ReadAhead:
         planned: Batches planned since the loader was made.
     """
 
+    in_blocks: bool = False
     bytes: int
     most: int
     span: int
@@ -70,6 +73,7 @@ class ReadAhead:
         span = _span(order, mean, world_size)
         share = -(-span // world_size)
         return cls(
+            in_blocks=dataset.is_cached,
             bytes=share * (mean + _PAGE_BYTES * len(fields)) + _SLACK_BYTES,
             most=span,
             span=span,
@@ -109,7 +113,7 @@ class ReadAhead:
             group = [self._next]
             self._next = after(*self._next)
             while (
-                len(group) < min(self._ramp, ahead)
+                len(group) < (ahead if self.in_blocks else min(self._ramp, ahead))
                 and self._next[0] == group[0][0]
                 and self._next[1] // self.span == group[0][1] // self.span
             ):

@@ -73,9 +73,7 @@ def _blocks(sizes: dict[int, int]) -> Iterator[tuple[int, int, int]]:
             yield shard, block, min(_core.CACHE_BLOCK, size - block * _core.CACHE_BLOCK)
 
 
-def _one_done(
-    running: deque[tuple[Future[bool], int]], seen: int, fetched: int
-) -> tuple[int, int]:
+def _one_done(running: deque[tuple[Future[bool], int]], seen: int, fetched: int) -> tuple[int, int]:
     future, size = running.popleft()
     return seen + size, fetched + (size if future.result() else 0)
 

@@ -102,6 +102,11 @@ class Dataset(Sequence[dict[str, bytes]]):
         """Whether any of its shards is read over a network."""
         return any(shard.is_remote for shard in self._shards)
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether what is read of remote shards is kept in a local folder."""
+        return self._cache is not None
+
     def network(self) -> dict[str, int]:
         """``requests``, ``retries``, ``hedges`` and ``network_bytes`` of this process's client, and
         ``cache_hits``, ``cache_misses`` and ``cache_..._bytes`` of this dataset's cache.
@@ -123,14 +128,10 @@ class Dataset(Sequence[dict[str, bytes]]):
         return self._cache.trouble() if self._cache else None
 
     def remote_sizes(self) -> dict[int, int]:
-        """Bytes of each remote tar, by its number; opens the index of each that has samples."""
-        sizes: dict[int, int] = {}
-        first = 0
-        for number, shard in enumerate(self._counted()):
-            if shard.is_remote:
-                sizes[number] = shard.bytes
-            first += shard.samples
-        return sizes
+        """Bytes of each remote tar, by its number."""
+        return {
+            number: shard.bytes for number, shard in enumerate(self._counted()) if shard.is_remote
+        }
 
     def fill(self, shard: int, block: int) -> bool:
         """Get one block of a remote shard that the cache has not; ``False``: there was none."""
@@ -253,6 +254,10 @@ class View(Dataset):
     @property
     def core(self) -> _core.Dataset:
         return self._base.core
+
+    @property
+    def is_cached(self) -> bool:
+        return self._base.is_cached
 
     def network(self) -> dict[str, int]:
         return self._base.network()
