@@ -788,8 +788,8 @@ tp_status tp_ahead_create(tp_ahead **out, tp_dataset *dataset, const char *const
         ahead->is_cached |= tp_source_has_cache(tp_dataset_source(dataset, i));
     /* No request is so large that the few that fit keep all others from coming in time. */
     ahead->request_bytes = bytes / REQUESTS_LEAST;
-    if (ahead->request_bytes < TP_AHEAD_GAP)
-        ahead->request_bytes = TP_AHEAD_GAP;
+    if (ahead->request_bytes < TP_AHEAD_REQUEST_LEAST)
+        ahead->request_bytes = TP_AHEAD_REQUEST_LEAST;
     if (ahead->request_bytes > TP_AHEAD_REQUEST)
         ahead->request_bytes = TP_AHEAD_REQUEST;
     (void)pthread_mutex_init(&ahead->lock, NULL);

@@ -23,7 +23,11 @@
 
 #include <stdbool.h>
 
-enum { TP_AHEAD_GAP = 1 << 20, TP_AHEAD_REQUEST = 16 << 20 };
+enum {
+    TP_AHEAD_GAP = 1 << 20,
+    TP_AHEAD_REQUEST_LEAST = 6 << 20, /* most that one request brings, however little memory */
+    TP_AHEAD_REQUEST = 16 << 20,      /* and however much there is */
+};
 
 typedef struct tp_ahead tp_ahead;
 

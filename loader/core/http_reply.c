@@ -185,7 +185,7 @@ static const char *remedy(const struct tp_reply *reply, bool is_signed)
         {"InvalidObjectState", "the object is archived; restore it from Glacier first"},
         {"AllAccessDisabled", "the bucket's owner switched it off"},
     };
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+    for (size_t i = 0; is_signed && i < sizeof known / sizeof known[0]; i++)
         if (is_code(reply, known[i].code))
             return known[i].remedy;
     if (reply->status == 401 || reply->status == 403)

@@ -1,5 +1,6 @@
 """WebDataset shards to training batches, decoded by C threads in an exact, resumable order."""
 
+from tarpon._prefetch import prefetch
 from tarpon.batch import Batch, Ragged
 from tarpon.dataset import Dataset, View, index, open, view
 from tarpon.errors import (
@@ -22,6 +23,7 @@ from tarpon.fields import (
     Text,
 )
 from tarpon.loader import Loader
+from tarpon.store import Store
 
 __version__ = "0.1.0"
 
@@ -42,11 +44,13 @@ __all__ = [
     "RandomResizedCrop",
     "Raw",
     "StateMismatchError",
+    "Store",
     "StoreError",
     "TarponError",
     "Text",
     "View",
     "index",
     "open",
+    "prefetch",
     "view",
 ]

@@ -7,6 +7,7 @@ ahead. Nothing here reads: it only counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -70,11 +71,10 @@ class ReadAhead:
         if not dataset.is_remote:
             return cls(bytes=0, most=0, span=0, mean=1, world_size=world_size)
         mean = max(dataset.total_bytes // max(order.samples, 1), 1)
-        span = _span(order, mean, world_size)
-        share = -(-span // world_size)
+        span = span_of(order, mean, world_size)
         return cls(
             in_blocks=dataset.is_cached,
-            bytes=share * (mean + _PAGE_BYTES * len(fields)) + _SLACK_BYTES,
+            bytes=window_bytes(span, mean, members=len(fields), world_size=world_size),
             most=span,
             span=span,
             mean=mean,
@@ -83,7 +83,7 @@ class ReadAhead:
 
     def follow(self, order: Order) -> None:
         """Another order: that of a state. Its window may be larger than what memory is for."""
-        self.span = min(_span(order, self.mean, self.world_size), self.most)
+        self.span = min(span_of(order, self.mean, self.world_size), self.most)
 
     def forget(self) -> None:
         """Nothing is planned any more."""
@@ -124,11 +124,18 @@ class ReadAhead:
             yield group
 
 
-def _span(order: Order, mean: int, world_size: int) -> int:
+def window_bytes(span: int, mean: float, *, members: int, world_size: int) -> int:
+    """What a rank may hold of remote shards: its share of `span` samples of `mean` bytes, their
+    `members` in whole pages, and what is under way besides.
+    """
+    return math.ceil(-(-span // world_size) * (mean + _PAGE_BYTES * members)) + _SLACK_BYTES
+
+
+def span_of(order: Order, mean: float, world_size: int) -> int:
     """Samples of one window over all lanes, or about as many as there is memory for."""
     windowless = not order.shuffle or (order.lanes == 1 and order.samples * mean > WINDOW_BYTES)
     if windowless and order.window >= order.samples:
-        return min(max(_WINDOWLESS_BYTES * world_size // mean, 1), order.samples)
+        return min(max(int(_WINDOWLESS_BYTES * world_size / mean), 1), order.samples)
     if order.window >= order.samples:
         return order.samples
     return order.lanes * max(order.window // order.lanes, 1)

@@ -1,4 +1,4 @@
-"""Fills a cache with remote shards before a run wants them. Reads the network, writes the folder."""
+"""Fills a cache with remote shards before a run wants them."""
 
 from __future__ import annotations
 

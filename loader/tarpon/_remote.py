@@ -12,7 +12,7 @@ import threading
 import time
 
 from tarpon import _core
-from tarpon._shards import without_secrets
+from tarpon._names import without_secrets
 from tarpon.errors import StoreError
 from tarpon.store import Store
 
@@ -67,7 +67,7 @@ def _made(store: Store, timeout_s: float) -> _core.Client:
 
 
 def _ca_file(store: Store) -> str | None:
-    """Where the certificates to trust lie; the wheel's libcurl knows only where its builder's are."""
+    """Certificates to trust: the wheel's libcurl only knows where those of its builder lie."""
     for path in (store.ca_bundle, *map(os.environ.get, ("AWS_CA_BUNDLE", "SSL_CERT_FILE"))):
         if path:
             return path

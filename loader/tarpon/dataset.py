@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from tarpon import _core, _remote
 from tarpon._arguments import positive
+from tarpon._names import Shard, without_secrets
 from tarpon._order import Int64s
-from tarpon._shards import Shard, Shards, resolve, without_secrets
+from tarpon._shards import Shards, resolve
 from tarpon.errors import StoreError
 from tarpon.store import Store
-
 
 _log = logging.getLogger("tarpon")
 
@@ -365,11 +365,21 @@ def index(shards: Shards, *, force: bool = False) -> list[Path]:
     """
     written = []
     for shard in resolve(shards):
+        refuse_remote(shard)
         path = sidecar(shard.path)
         if force or not path.exists():
             write_sidecar(shard.path)
             written.append(path)
     return written
+
+
+def refuse_remote(shard: Shard) -> None:
+    """Indexes are written beside local tars alone."""
+    if shard.is_remote:
+        raise StoreError(
+            f"{shard.path}: a remote tar, expected a local one to write an index beside; index it "
+            "where it is written, or read it with cache_dir, which keeps the index"
+        )
 
 
 def sidecar(shard: str) -> Path:

@@ -1,7 +1,56 @@
+"""How remote shards are reached. Plain values; nothing here touches a network."""
+
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Literal
+
+_MOST_CONNECTIONS = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    connections: int | None = None
+    """Where an S3 store is and how to talk to it; what is left out comes from the environment.
+
+        tarpon.Loader("s3://photos/v3/train.json", store=tarpon.Store(profile="research"), ...)
+
+    Credentials are never given here. They come from botocore's chain, as for the AWS command line:
+    the environment, ``~/.aws`` (profiles, SSO), a web identity, a container's or an instance's
+    role; temporary ones are renewed while a loader runs. Proxies are those of ``HTTPS_PROXY`` and
+    ``NO_PROXY``.
+
+    Args:
+        endpoint: URL of a server that is not Amazon's. Default ``AWS_ENDPOINT_URL_S3``, then
+            ``AWS_ENDPOINT_URL``, then the profile's.
+        region: Default ``AWS_REGION`` or ``AWS_DEFAULT_REGION``, then the profile's.
+        profile: Of ``~/.aws/config``. Default ``AWS_PROFILE``.
+        unsigned: Send no credentials: for public buckets.
+        requester_pays: Agree to pay for what is read.
+        addressing: ``"virtual"`` (``bucket.host/key``) or ``"path"`` (``host/bucket/key``);
+            ``"auto"``: virtual for Amazon, path for other servers.
+        ca_bundle: PEM file of certificates to trust, for ``https://`` shards too. Default
+            ``AWS_CA_BUNDLE``, ``SSL_CERT_FILE``, certifi's, the system's. Verification is always
+            on.
+        connections: At once, for all loaders of a process that share these values, 1 to 1024;
+            default 64.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    unsigned: bool = False
+    requester_pays: bool = False
+    addressing: Literal["auto", "virtual", "path"] = "auto"
     ca_bundle: str | None = None
+    connections: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint={self.endpoint!r}, expected http://... or https://...")
+        if self.addressing not in ("auto", "virtual", "path"):
+            raise ValueError(
+                f"addressing={self.addressing!r}, expected 'auto', 'virtual' or 'path'"
+            )
+        most = _MOST_CONNECTIONS
+        if self.connections is not None and not 1 <= self.connections <= most:
+            raise ValueError(f"connections={self.connections!r}, expected 1 to {most}, or None")
