@@ -9,6 +9,20 @@ static const char MAGIC[8] = "tarpon\r\n";
 
 enum { AT_SUM = 8, AT_SUMMED = 12 };
 
+static uint64_t get64(const uint8_t *bytes)
+{
+    uint64_t value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+static uint32_t get32(const uint8_t *bytes)
+{
+    uint32_t value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
 /* Slicing by 8: tables[k][b] is what byte b does to the sum when k more bytes follow it. */
 static uint32_t       tables[8][256];
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
@@ -50,14 +64,29 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(const uint8_t *by
 {
     uint64_t sum = UINT32_MAX;
 
-    for (; size >= 8; size -= 8, bytes += 8) {
-        uint64_t word;
-        memcpy(&word, bytes, sizeof word);
-        sum = __builtin_ia32_crc32di(sum, word);
-    }
+    for (; size >= 8; size -= 8, bytes += 8)
+        sum = __builtin_ia32_crc32di(sum, get64(bytes));
     for (; size > 0; size--)
         sum = __builtin_ia32_crc32qi((uint32_t)sum, *bytes++);
     return ~(uint32_t)sum;
+}
+
+/* Four at once: the instruction takes three cycles, but a new one can begin in each. */
+__attribute__((target("sse4.2"))) static void quarters_sse42(uint32_t sums[4], const uint8_t *bytes,
+                                                             size_t quarter)
+{
+    uint64_t a = UINT32_MAX, b = a, c = a, d = a;
+
+    for (size_t i = 0; i < quarter; i += 8) {
+        a = __builtin_ia32_crc32di(a, get64(bytes + i));
+        b = __builtin_ia32_crc32di(b, get64(bytes + quarter + i));
+        c = __builtin_ia32_crc32di(c, get64(bytes + 2 * quarter + i));
+        d = __builtin_ia32_crc32di(d, get64(bytes + 3 * quarter + i));
+    }
+    sums[0] = ~(uint32_t)a;
+    sums[1] = ~(uint32_t)b;
+    sums[2] = ~(uint32_t)c;
+    sums[3] = ~(uint32_t)d;
 }
 #endif
 
@@ -70,18 +99,34 @@ uint32_t tp_crc32c(const uint8_t *bytes, size_t size)
     return tp_crc32c_plain(bytes, size);
 }
 
-static uint64_t get64(const uint8_t *bytes)
+/* Bytes of each of the four parts that are summed at once; what is left over is a fifth. */
+static size_t quarter_of(size_t size)
 {
-    uint64_t value;
-    memcpy(&value, bytes, sizeof value);
-    return value;
+    return size / 32 * 8;
 }
 
-static uint32_t get32(const uint8_t *bytes)
+uint32_t tp_cache_sum_plain(const uint8_t *bytes, size_t size)
 {
-    uint32_t value;
-    memcpy(&value, bytes, sizeof value);
-    return value;
+    uint32_t sums[5];
+    size_t   quarter = quarter_of(size);
+    for (size_t i = 0; i < 4; i++)
+        sums[i] = tp_crc32c_plain(bytes + i * quarter, quarter);
+    sums[4] = tp_crc32c_plain(bytes + 4 * quarter, size - 4 * quarter);
+    return tp_crc32c_plain((const uint8_t *)sums, sizeof sums);
+}
+
+uint32_t tp_cache_sum(const uint8_t *bytes, size_t size)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("sse4.2")) {
+        uint32_t sums[5];
+        size_t   quarter = quarter_of(size);
+        quarters_sse42(sums, bytes, quarter);
+        sums[4] = crc32c_sse42(bytes + 4 * quarter, size - 4 * quarter);
+        return crc32c_sse42((const uint8_t *)sums, sizeof sums);
+    }
+#endif
+    return tp_cache_sum_plain(bytes, size);
 }
 
 static size_t text_room(size_t text_size)
@@ -111,7 +156,7 @@ void tp_cache_head_write(uint8_t *bytes, const struct tp_cache_head *head, const
     uint8_t *sums = bytes + TP_CACHE_FIXED + text_room(head->text_size);
     for (uint64_t at = 0; at < head->length; at += TP_CACHE_BLOCK, sums += 4) {
         uint64_t left = head->length - at;
-        sum = tp_crc32c(data + at, left < TP_CACHE_BLOCK ? (size_t)left : TP_CACHE_BLOCK);
+        sum = tp_cache_sum(data + at, left < TP_CACHE_BLOCK ? (size_t)left : TP_CACHE_BLOCK);
         memcpy(sums, &sum, 4);
     }
     sum = tp_crc32c(bytes + AT_SUMMED, head->size - AT_SUMMED);
@@ -163,7 +208,7 @@ bool tp_cache_data_read(int fd, const struct tp_cache_head *head, uint64_t from,
         uint8_t       *into = step == bytes ? out : spare; /* a whole block needs no detour */
         const uint8_t *sum = head->sums + block * 4;
         if (!tp_cache_pread(fd, into, bytes, head->size + start) ||
-            tp_crc32c(into, bytes) != get32(sum))
+            tp_cache_sum(into, bytes) != get32(sum))
             return false;
         if (into == spare)
             memcpy(out, spare + skip, step);

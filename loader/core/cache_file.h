@@ -24,6 +24,10 @@ struct tp_cache_head {
 uint32_t tp_crc32c(const uint8_t *bytes, size_t size);
 uint32_t tp_crc32c_plain(const uint8_t *bytes, size_t size); /* the same on any machine, slower */
 
+/* The sum of a block of data. */
+uint32_t tp_cache_sum(const uint8_t *bytes, size_t size);
+uint32_t tp_cache_sum_plain(const uint8_t *bytes, size_t size);
+
 /* Bytes of the header of an entry; 0: no file could hold it. */
 size_t tp_cache_head_size(uint64_t text_size, uint64_t length);
 

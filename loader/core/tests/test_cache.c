@@ -17,9 +17,16 @@ static void test_sums(void)
     CHECK(tp_crc32c_plain((const uint8_t *)"123456789", 9) == 0xe3069283);
     fill(bytes, sizeof bytes, 1);
     for (size_t size = 0; size < 200; size++)
-        for (size_t at = 0; at < 9; at++)
+        for (size_t at = 0; at < 9; at++) {
             CHECK(tp_crc32c(bytes + at, size) == tp_crc32c_plain(bytes + at, size));
-    CHECK(tp_crc32c(bytes, sizeof bytes) == tp_crc32c_plain(bytes, sizeof bytes));
+            CHECK(tp_cache_sum(bytes + at, size) == tp_cache_sum_plain(bytes + at, size));
+        }
+    CHECK(tp_cache_sum(bytes, sizeof bytes) == tp_cache_sum_plain(bytes, sizeof bytes));
+    for (size_t at = 0; at < sizeof bytes; at++) { /* no byte is left out */
+        uint32_t sum = tp_cache_sum(bytes, sizeof bytes);
+        bytes[at] ^= 1;
+        CHECK(tp_cache_sum(bytes, sizeof bytes) != sum);
+    }
 }
 
 static void test_round_trip(void)
