@@ -1,138 +1,74 @@
 #include "cache.h"
 
 #include "alloc.h"
-#include "cache_entry.h"
+#include "cache_file.h"
 #include "cache_room.h"
 #include "rng.h"
 #include "thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <limits.h>
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
-enum {
-    FIRST_READ = 4096, /* bytes of an entry read at once: most heads are shorter */
-    USED_S = 60,       /* how finely the last use is noted */
-    PAUSE_S = 30,      /* without writing, once the disk was full */
+enum { HEAD_ROOM = 4096, TOUCH_S = 60 };
+static const uint64_t REST_NS = UINT64_C(30000000000);
+
+enum trouble { NONE, BEING_WRITTEN, THERE, TOLD };
+
+struct tp_cache {
+    struct tp_cache_room room;
+    char                *folder;
+    atomic_size_t        owners;
+    _Atomic uint64_t     hits, misses, read_bytes, written_bytes, evicted_bytes, damaged;
+    _Atomic uint64_t     resting_until_ns;
+    atomic_int           trouble; /* no lock, for a fork could leave it taken */
+    char                 message[512];
 };
 
 struct tp_cache_key {
-    char    *name, *etag;
-    uint32_t name_size, etag_size;
-    uint64_t bytes, hash[2];
+    uint64_t hash[2], file_bytes;
+    size_t   text_size;
+    uint8_t  text[]; /* the name, '\0', the etag */
 };
 
-struct tp_cache {
-    atomic_long     owners;
-    struct tp_room  room;
-    atomic_ullong   hits, misses, read_bytes, written_bytes, evicted_bytes, damaged;
-    atomic_ullong   paused_until_ns, temporaries;
-    pthread_mutex_t lock; /* around the two below */
-    bool            troubled, told;
-    char            trouble[512];
+/* An entry that was opened and whose header is right. */
+struct entry {
+    int                  fd;
+    char                 name[TP_CACHE_NAME];
+    ino_t                inode;
+    struct timespec      used;
+    struct tp_cache_head head;
+    uint8_t             *more; /* its header, if it is longer than `bytes` */
+    uint8_t              bytes[HEAD_ROOM];
 };
 
-/* ---- keys -------------------------------------------------------------------------------------
- */
-
-static void mix_in(uint64_t hash[2], const void *data, size_t size)
-{
-    const uint8_t *bytes = data;
-    for (size_t i = 0; i < size; i += 8) {
-        uint64_t word = 0;
-        memcpy(&word, bytes + i, size - i < 8 ? size - i : 8);
-        hash[0] = tp_rng_mix(hash[0] ^ word);
-        hash[1] = tp_rng_mix(hash[1] + word);
-    }
-    hash[0] = tp_rng_mix(hash[0] + size);
-    hash[1] = tp_rng_mix(hash[1] ^ size);
-}
-
-tp_status tp_cache_key_create(tp_cache_key **out, const char *name, const char *etag,
-                              uint64_t bytes, struct tp_error *err)
-{
-    const size_t name_size = strlen(name), etag_size = strlen(etag);
-    *out = NULL;
-    if (name_size > UINT16_MAX || etag_size > UINT16_MAX)
-        return tp_fail(err, TP_ERANGE, "%.100s...: too long a name for the cache", name);
-    tp_cache_key *key = tp_alloc_zero(1, sizeof *key);
-    char         *text = tp_alloc(name_size + etag_size + 2, 1);
-    if (!key || !text) {
-        tp_free(key);
-        tp_free(text);
-        return tp_fail(err, TP_ENOMEM, "out of memory");
-    }
-    *key = (tp_cache_key){.name = memcpy(text, name, name_size + 1),
-                          .etag = memcpy(text + name_size + 1, etag, etag_size + 1),
-                          .name_size = (uint32_t)name_size,
-                          .etag_size = (uint32_t)etag_size,
-                          .bytes = bytes,
-                          .hash = {1, 2}};
-    mix_in(key->hash, key->name, name_size);
-    mix_in(key->hash, key->etag, etag_size);
-    mix_in(key->hash, &bytes, sizeof bytes);
-    *out = key;
-    return TP_OK;
-}
-
-void tp_cache_key_free(tp_cache_key *key)
-{
-    if (key)
-        tp_free(key->name); /* the ETag is in the same block */
-    tp_free(key);
-}
-
-static struct tp_entry_id id_of(const tp_cache_key *key, uint64_t offset, uint64_t length)
-{
-    return (struct tp_entry_id){.name = key->name,
-                                .etag = key->etag,
-                                .name_size = key->name_size,
-                                .etag_size = key->etag_size,
-                                .bytes = key->bytes,
-                                .offset = offset,
-                                .length = length};
-}
-
-/* FOLDER/3f/8a01..., and where `temporary` is not 0, a name that is nobody else's beside it. */
-static void path_of(const tp_cache *cache, const tp_cache_key *key, uint64_t offset,
-                    uint64_t temporary, char path[PATH_MAX])
-{
-    uint64_t hash[2] = {key->hash[0], key->hash[1]};
-    char     suffix[64] = "";
-    mix_in(hash, &offset, sizeof offset);
-    if (temporary)
-        (void)snprintf(suffix, sizeof suffix, ".%ld-%" PRIx64 ".tmp", (long)getpid(), temporary);
-    (void)snprintf(path, PATH_MAX, "%s/%02x/%s%014" PRIx64 "%016" PRIx64 "%s", cache->room.folder,
-                   (unsigned)(hash[0] >> 56), temporary ? "." : "",
-                   hash[0] & UINT64_C(0xffffffffffffff), hash[1], suffix);
-}
-
-/* ---- the cache --------------------------------------------------------------------------------
- */
-
-tp_status tp_cache_create(tp_cache **out, const char *folder, uint64_t most_bytes,
+tp_status tp_cache_create(tp_cache **out, const char *folder, uint64_t max_bytes,
                           struct tp_error *err)
 {
+    size_t length = strlen(folder) + 1;
     *out = NULL;
     tp_cache *cache = tp_alloc_zero(1, sizeof *cache);
     if (!cache)
         return tp_fail(err, TP_ENOMEM, "out of memory");
+    cache->room.folder = -1;
     atomic_init(&cache->owners, 1);
-    atomic_init(&cache->temporaries, tp_now_ns()); /* no two processes of one number begin there */
-    (void)pthread_mutex_init(&cache->lock, NULL);
-    tp_status st = tp_room_open(&cache->room, folder, most_bytes, err);
-    if (st != TP_OK)
-        tp_cache_release(cache);
+    tp_status st = TP_OK;
+    cache->folder = tp_alloc(length, 1);
+    if (!cache->folder)
+        st = tp_fail(err, TP_ENOMEM, "out of memory");
     else
+        memcpy(cache->folder, folder, length);
+    if (st == TP_OK)
+        st = tp_cache_room_open(&cache->room, folder, max_bytes, err);
+    if (st == TP_OK)
         *out = cache;
+    else
+        tp_cache_release(cache);
     return st;
 }
 
@@ -143,11 +79,309 @@ void tp_cache_retain(tp_cache *cache)
 
 void tp_cache_release(tp_cache *cache)
 {
-    if (!cache || atomic_fetch_sub(&cache->owners, 1) != 1)
+    if (!cache || atomic_fetch_sub(&cache->owners, 1) > 1)
         return;
-    tp_room_close(&cache->room);
-    (void)pthread_mutex_destroy(&cache->lock);
+    tp_cache_room_close(&cache->room);
+    tp_free(cache->folder);
     tp_free(cache);
+}
+
+tp_status tp_cache_key_create(tp_cache_key **out, const char *name, const char *etag,
+                              uint64_t bytes, struct tp_error *err)
+{
+    size_t name_size = strlen(name) + 1, etag_size = strlen(etag);
+    *out = NULL;
+    if (name_size > TP_CACHE_TEXT_MOST || etag_size > TP_CACHE_TEXT_MOST - name_size)
+        return tp_fail(err, TP_ERANGE,
+                       "an address of %zu bytes with an etag of %zu, expected at most %d together",
+                       name_size - 1, etag_size, TP_CACHE_TEXT_MOST - 1);
+    tp_cache_key *key = tp_alloc(sizeof *key + name_size + etag_size, 1);
+    if (!key)
+        return tp_fail(err, TP_ENOMEM, "out of memory");
+    *key = (tp_cache_key){.file_bytes = bytes, .text_size = name_size + etag_size};
+    memcpy(key->text, name, name_size);
+    memcpy(key->text + name_size, etag, etag_size);
+    for (uint64_t half = 0; half < 2; half++) {
+        uint64_t hash = tp_rng_mix(bytes + half * UINT64_C(0x9e3779b97f4a7c15));
+        for (size_t i = 0; i < key->text_size; i++)
+            hash = tp_rng_mix(hash + key->text[i] + 1);
+        key->hash[half] = hash;
+    }
+    *out = key;
+    return TP_OK;
+}
+
+void tp_cache_key_free(tp_cache_key *key)
+{
+    tp_free(key);
+}
+
+/* The length has no part in it: who loads an entry does not know it. */
+static void name_entry(char name[TP_CACHE_NAME], const tp_cache_key *key, uint64_t offset)
+{
+    uint64_t hash[2] = {tp_rng_mix(key->hash[0] + tp_rng_mix(offset + 1)),
+                        tp_rng_mix(key->hash[1] + tp_rng_mix(offset + 2))};
+    tp_cache_entry_name(name, hash);
+}
+
+/* ---- reading ---- */
+
+static void close_entry(struct entry *entry)
+{
+    if (entry->fd >= 0)
+        (void)close(entry->fd);
+    tp_free(entry->more);
+}
+
+static void drop_damaged(tp_cache *cache, const struct entry *entry)
+{
+    struct stat info;
+    atomic_fetch_add(&cache->damaged, 1);
+    /* unless another process has put a good one in its place */
+    if (fstatat(cache->room.folder, entry->name, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
+        info.st_ino == entry->inode)
+        (void)unlinkat(cache->room.folder, entry->name, 0);
+}
+
+/* Read and verify the header.  *right: it is whole. */
+static tp_status read_head(struct entry *entry, uint64_t disk_bytes, bool *right,
+                           struct tp_error *err)
+{
+    size_t         first = disk_bytes < HEAD_ROOM ? (size_t)disk_bytes : HEAD_ROOM;
+    const uint8_t *bytes = entry->bytes;
+    *right = first >= TP_CACHE_FIXED && tp_cache_pread(entry->fd, entry->bytes, first, 0) &&
+             tp_cache_head_peek(&entry->head, entry->bytes, disk_bytes);
+    if (*right && entry->head.size > first) {
+        entry->more = tp_alloc(entry->head.size, 1);
+        if (!entry->more)
+            return tp_fail(err, TP_ENOMEM, "out of memory");
+        bytes = entry->more;
+        *right = tp_cache_pread(entry->fd, entry->more, entry->head.size, 0);
+    }
+    *right = *right && tp_cache_head_verify(&entry->head, bytes);
+    return TP_OK;
+}
+
+/* *found: the entry of this key and offset is open, of whatever length. */
+static tp_status open_entry(tp_cache *cache, struct entry *entry, const tp_cache_key *key,
+                            uint64_t offset, bool *found, struct tp_error *err)
+{
+    struct stat info;
+    bool        right;
+
+    *found = false;
+    entry->more = NULL;
+    name_entry(entry->name, key, offset);
+    /* O_NONBLOCK: not to wait for a pipe that lies there */
+    entry->fd =
+        openat(cache->room.folder, entry->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (entry->fd < 0 || fstat(entry->fd, &info) < 0 || !S_ISREG(info.st_mode))
+        return TP_OK;
+    entry->inode = info.st_ino;
+    entry->used = info.st_mtim;
+    tp_status st = read_head(entry, (uint64_t)info.st_size, &right, err);
+    if (st != TP_OK)
+        return st;
+    if (!right)
+        drop_damaged(cache, entry);
+    *found = right && entry->head.offset == offset && entry->head.file_bytes == key->file_bytes &&
+             entry->head.text_size == key->text_size &&
+             memcmp(entry->head.text, key->text, key->text_size) == 0;
+    return TP_OK;
+}
+
+/* Bytes of an opened entry; *found: they are right. */
+static tp_status read_data(tp_cache *cache, struct entry *entry, uint64_t from, uint8_t *out,
+                           size_t size, bool *found, struct tp_error *err)
+{
+    uint8_t *spare = tp_alloc(TP_CACHE_BLOCK, 1);
+    *found = false;
+    if (!spare)
+        return tp_fail(err, TP_ENOMEM, "out of memory");
+    *found = tp_cache_data_read(entry->fd, &entry->head, from, out, size, spare);
+    tp_free(spare);
+    if (!*found) {
+        drop_damaged(cache, entry);
+        return TP_OK;
+    }
+    /* The time a file was used last is its mtime; not more often than eviction can tell. */
+    int64_t age_s = (int64_t)time(NULL) - entry->used.tv_sec;
+    if (age_s > TOUCH_S || age_s < -TOUCH_S)
+        (void)futimens(entry->fd, NULL);
+    return TP_OK;
+}
+
+static void count_read(tp_cache *cache, tp_status st, bool found, uint64_t bytes)
+{
+    if (st == TP_OK)
+        atomic_fetch_add(found ? &cache->hits : &cache->misses, 1);
+    if (found)
+        atomic_fetch_add(&cache->read_bytes, bytes);
+}
+
+tp_status tp_cache_read(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length,
+                        uint64_t from, uint8_t *out, size_t size, bool *found, struct tp_error *err)
+{
+    struct entry entry;
+    *found = false;
+    if (from > length || size > length - from)
+        return tp_fail(err, TP_ERANGE, "bytes past the end of a cached piece were asked for");
+    tp_status st = open_entry(cache, &entry, key, offset, found, err);
+    *found = *found && entry.head.length == length;
+    if (st == TP_OK && *found)
+        st = read_data(cache, &entry, from, out, size, found, err);
+    close_entry(&entry);
+    count_read(cache, st, *found, size);
+    return st;
+}
+
+tp_status tp_cache_load(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint8_t **out,
+                        size_t *size, bool *found, struct tp_error *err)
+{
+    struct entry entry;
+    *out = NULL;
+    *size = 0;
+    tp_status st = open_entry(cache, &entry, key, offset, found, err);
+    if (st == TP_OK && *found) {
+        *size = (size_t)entry.head.length; /* no more than the file has */
+        *out = tp_alloc(*size ? *size : 1, 1);
+        *found = *out != NULL;
+        st = *out ? read_data(cache, &entry, 0, *out, *size, found, err)
+                  : tp_fail(err, TP_ENOMEM, "out of memory for an index of %zu bytes", *size);
+    }
+    close_entry(&entry);
+    if (!*found) {
+        tp_free(*out);
+        *out = NULL;
+        *size = 0;
+    }
+    count_read(cache, st, *found, *size);
+    return st;
+}
+
+bool tp_cache_has(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length)
+{
+    struct entry entry;
+    bool         found;
+    tp_status    st = open_entry(cache, &entry, key, offset, &found, NULL);
+    found = st == TP_OK && found && entry.head.length == length;
+    close_entry(&entry);
+    return found;
+}
+
+/* ---- writing ---- */
+
+static void rest(tp_cache *cache, int error)
+{
+    int expected = NONE;
+    atomic_store(&cache->resting_until_ns, tp_now_ns() + REST_NS);
+    if (!atomic_compare_exchange_strong(&cache->trouble, &expected, BEING_WRITTEN))
+        return;
+    bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+    (void)snprintf(cache->message, sizeof cache->message,
+                   "%.300s: %s; the cache takes in nothing new until that works again, %s",
+                   cache->folder, strerror(error),
+                   full ? "make room there or lower cache_bytes" : "check the folder");
+    atomic_store(&cache->trouble, THERE);
+}
+
+bool tp_cache_trouble(tp_cache *cache, char *message, size_t room)
+{
+    int expected = THERE;
+    if (!atomic_compare_exchange_strong(&cache->trouble, &expected, TOLD))
+        return false;
+    (void)snprintf(message, room, "%s", cache->message);
+    return true;
+}
+
+static int write_fully(int fd, const uint8_t *bytes, uint64_t size)
+{
+    const uint64_t step = 1 << 30; /* one write takes no more than 2 GiB */
+    while (size > 0) {
+        ssize_t put = write(fd, bytes, (size_t)(size < step ? size : step));
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return put < 0 ? errno : EIO;
+        bytes += put;
+        size -= (uint64_t)put;
+    }
+    return 0;
+}
+
+/* Write the file and close it.  0, or what went wrong. */
+static int write_file(int fd, const uint8_t *header, const struct tp_cache_head *head,
+                      const uint8_t *data)
+{
+    int error;
+    do /* that the disk is full should show before its last bytes are spent */
+        error = fallocate(fd, 0, 0, (off_t)(head->size + head->length)) < 0 ? errno : 0;
+    while (error == EINTR);
+    if (error == EOPNOTSUPP || error == ENOSYS)
+        error = 0;
+    if (!error)
+        error = write_fully(fd, header, head->size);
+    if (!error)
+        error = write_fully(fd, data, head->length);
+    if (close(fd) < 0 && !error)
+        error = errno; /* where the network's disks say it */
+    return error;
+}
+
+static int publish(const tp_cache *cache, const char *temporary, const char *name)
+{
+    char folder[3] = {name[0], name[1], '\0'};
+    if (renameat(cache->room.folder, temporary, cache->room.folder, name) == 0)
+        return 0;
+    if (errno == ENOENT && mkdirat(cache->room.folder, folder, 0777) < 0 && errno != EEXIST)
+        return errno;
+    return renameat(cache->room.folder, temporary, cache->room.folder, name) < 0 ? errno : 0;
+}
+
+static int store(tp_cache *cache, const char *name, const struct tp_cache_head *head,
+                 const uint8_t *header, const uint8_t *data)
+{
+    char     temporary[TP_CACHE_NAME];
+    uint64_t bytes = tp_cache_taken(head->size + head->length), evicted = 0;
+    int      error;
+    bool     room = tp_cache_room_make(&cache->room, bytes, &evicted, &error);
+    atomic_fetch_add(&cache->evicted_bytes, evicted);
+    int fd = room ? tp_cache_room_begin(&cache->room, bytes, temporary, &error) : -1;
+    if (fd < 0)
+        return error;
+    error = write_file(fd, header, head, data);
+    if (!error)
+        error = publish(cache, temporary, name);
+    if (error)
+        (void)unlinkat(cache->room.folder, temporary, 0);
+    else
+        atomic_fetch_add(&cache->written_bytes, head->length);
+    return error;
+}
+
+void tp_cache_put(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length,
+                  const uint8_t *data)
+{
+    char                 name[TP_CACHE_NAME];
+    struct tp_cache_head head = {.offset = offset,
+                                 .length = length,
+                                 .file_bytes = key->file_bytes,
+                                 .text_size = key->text_size,
+                                 .text = key->text};
+    head.size = tp_cache_head_size(head.text_size, length);
+    if (head.size == 0 || tp_cache_taken(head.size + length) > cache->room.max_bytes ||
+        tp_now_ns() < atomic_load(&cache->resting_until_ns) ||
+        tp_cache_has(cache, key, offset, length))
+        return;
+    uint8_t *header = tp_alloc(head.size, 1);
+    if (!header)
+        return;
+    name_entry(name, key, offset);
+    tp_cache_head_write(header, &head, data);
+    int error = store(cache, name, &head, header, data);
+    tp_free(header);
+    if (error && error != ENOMEM)
+        rest(cache, error);
 }
 
 void tp_cache_stats(tp_cache *cache, struct tp_cache_stats *stats)
@@ -158,287 +392,4 @@ void tp_cache_stats(tp_cache *cache, struct tp_cache_stats *stats)
                                      .written_bytes = atomic_load(&cache->written_bytes),
                                      .evicted_bytes = atomic_load(&cache->evicted_bytes),
                                      .damaged = atomic_load(&cache->damaged)};
-}
-
-/* ---- reading ----------------------------------------------------------------------------------
- */
-
-/* An entry that was opened and whose head is good. */
-struct opened {
-    int      fd;
-    uint64_t length, head_bytes;
-    uint8_t *head; /* `first`, or memory of its own */
-    uint8_t  first[FIRST_READ];
-};
-
-static bool read_fully(int fd, uint8_t *out, uint64_t size, uint64_t at)
-{
-    while (size > 0) {
-        ssize_t got = pread(fd, out, size, (off_t)at);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return false;
-        out += got;
-        at += (uint64_t)got;
-        size -= (uint64_t)got;
-    }
-    return true;
-}
-
-/* What is left of the head beyond the first bytes, and whether all of it is good. */
-static bool read_head(struct opened *opened, const struct tp_entry_id *id, uint64_t file_bytes)
-{
-    const size_t first = file_bytes < FIRST_READ ? (size_t)file_bytes : FIRST_READ;
-    if (!read_fully(opened->fd, opened->first, first, 0))
-        return false;
-    opened->head_bytes = tp_entry_measure(id, opened->first, first, file_bytes, &opened->length);
-    if (opened->head_bytes == 0)
-        return false;
-    if (opened->head_bytes > first) {
-        opened->head = tp_alloc((size_t)opened->head_bytes, 1);
-        if (!opened->head || !read_fully(opened->fd, opened->head, opened->head_bytes, 0))
-            return false;
-    }
-    return tp_entry_check_head(id, opened->head, opened->head_bytes);
-}
-
-static void close_entry(struct opened *opened)
-{
-    if (opened->head != opened->first)
-        tp_free(opened->head);
-    (void)close(opened->fd);
-}
-
-static void remove_damaged(tp_cache *cache, const char *path, uint64_t bytes)
-{
-    atomic_fetch_add(&cache->damaged, 1);
-    if (unlink(path) == 0)
-        tp_room_removed(&cache->room, bytes);
-}
-
-/* So that what is used stays. */
-static void note_use(int fd, const struct stat *info)
-{
-    if (time(NULL) - info->st_mtim.tv_sec > USED_S)
-        (void)futimens(fd, NULL);
-}
-
-/* False: it is not there, or it was damaged and is not there any more. */
-static bool open_entry(tp_cache *cache, const struct tp_entry_id *id, const char *path,
-                       struct opened *opened)
-{
-    struct stat info = {.st_size = 0};
-    opened->head = opened->first;
-    opened->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (opened->fd < 0)
-        return false;
-    if (fstat(opened->fd, &info) == 0 && S_ISREG(info.st_mode) &&
-        read_head(opened, id, (uint64_t)info.st_size)) {
-        note_use(opened->fd, &info);
-        return true;
-    }
-    remove_damaged(cache, path, (uint64_t)info.st_size);
-    close_entry(opened);
-    return false;
-}
-
-/* Bytes [from, from + size) of it, part by part, each checked whole: what is wanted of the first
- * and the last one is copied, the others are read where they go.  False: damaged. */
-static bool read_parts(const struct opened *opened, uint64_t from, uint8_t *out, size_t size)
-{
-    uint8_t        scratch[TP_ENTRY_PART];
-    const uint64_t end = from + size;
-    for (uint64_t part = from / TP_ENTRY_PART; part * TP_ENTRY_PART < end; part++) {
-        const uint64_t start = part * TP_ENTRY_PART, left = opened->length - start;
-        const size_t   bytes = left < TP_ENTRY_PART ? (size_t)left : TP_ENTRY_PART;
-        const bool     whole = start >= from && start + bytes <= end;
-        uint8_t       *to = whole ? out + (start - from) : scratch;
-        if (!read_fully(opened->fd, to, bytes, opened->head_bytes + start) ||
-            tp_crc32c(0, to, bytes) != tp_entry_crc(opened->head, part))
-            return false;
-        if (!whole) {
-            const uint64_t first = start > from ? start : from;
-            const uint64_t last = start + bytes < end ? start + bytes : end;
-            memcpy(out + (first - from), scratch + (first - start), (size_t)(last - first));
-        }
-    }
-    return true;
-}
-
-static void count_read(tp_cache *cache, bool found, uint64_t bytes)
-{
-    atomic_fetch_add_explicit(found ? &cache->hits : &cache->misses, 1, memory_order_relaxed);
-    if (found)
-        atomic_fetch_add_explicit(&cache->read_bytes, bytes, memory_order_relaxed);
-}
-
-bool tp_cache_has(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length)
-{
-    char path[PATH_MAX];
-    (void)length; /* of this version of the file, there is one entry at an offset */
-    path_of(cache, key, offset, 0, path);
-    return access(path, F_OK) == 0;
-}
-
-tp_status tp_cache_read(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length,
-                        uint64_t from, uint8_t *out, size_t size, bool *found, struct tp_error *err)
-{
-    char                     path[PATH_MAX];
-    struct opened            opened;
-    const struct tp_entry_id id = id_of(key, offset, length);
-    *found = false;
-    if (from > length || size > length - from)
-        return tp_fail(err, TP_ERANGE, "%s: bytes outside an entry of the cache", key->name);
-    path_of(cache, key, offset, 0, path);
-    if (open_entry(cache, &id, path, &opened)) {
-        *found = read_parts(&opened, from, out, size);
-        if (!*found)
-            remove_damaged(cache, path, tp_entry_file_bytes(&id));
-        close_entry(&opened);
-    }
-    count_read(cache, *found, size);
-    return TP_OK;
-}
-
-tp_status tp_cache_load(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint8_t **out,
-                        size_t *size, bool *found, struct tp_error *err)
-{
-    char               path[PATH_MAX];
-    struct opened      opened;
-    struct tp_entry_id id = id_of(key, offset, UINT64_MAX);
-    tp_status          st = TP_OK;
-    *found = false;
-    *out = NULL;
-    *size = 0;
-    path_of(cache, key, offset, 0, path);
-    if (open_entry(cache, &id, path, &opened)) {
-        id.length = opened.length;
-        *size = (size_t)opened.length;
-        *out = tp_alloc(*size, 1);
-        if (!*out)
-            st = tp_fail(err, TP_ENOMEM, "%s: out of memory", key->name);
-        else if (!(*found = read_parts(&opened, 0, *out, *size)))
-            remove_damaged(cache, path, tp_entry_file_bytes(&id));
-        close_entry(&opened);
-    }
-    if (!*found) {
-        tp_free(*out);
-        *out = NULL;
-    }
-    count_read(cache, *found, *size);
-    return st;
-}
-
-/* ---- writing ----------------------------------------------------------------------------------
- */
-
-static void note_trouble(tp_cache *cache, int error)
-{
-    const uint64_t pause = error == ENOSPC || error == EDQUOT || error == EFBIG ? PAUSE_S : 1;
-    atomic_store(&cache->paused_until_ns, tp_now_ns() + pause * 1000000000u);
-    (void)pthread_mutex_lock(&cache->lock);
-    if (!cache->troubled)
-        (void)snprintf(cache->trouble, sizeof cache->trouble, "%s: cannot be written: %s",
-                       cache->room.folder, strerror(error));
-    cache->troubled = true;
-    (void)pthread_mutex_unlock(&cache->lock);
-}
-
-bool tp_cache_trouble(tp_cache *cache, char *message, size_t room)
-{
-    (void)pthread_mutex_lock(&cache->lock);
-    bool news = cache->troubled && !cache->told;
-    if (news)
-        (void)snprintf(message, room, "%s", cache->trouble);
-    cache->told |= news;
-    (void)pthread_mutex_unlock(&cache->lock);
-    return news;
-}
-
-/* Both parts into a file that has its length already.  0, or errno. */
-static int write_fully(int fd, const uint8_t *head, uint64_t head_bytes, const uint8_t *data,
-                       uint64_t length)
-{
-    for (uint64_t at = 0; at < head_bytes + length;) {
-        const bool     in_head = at < head_bytes;
-        const uint8_t *from = in_head ? head + at : data + (at - head_bytes);
-        ssize_t        put =
-            pwrite(fd, from, in_head ? head_bytes - at : head_bytes + length - at, (off_t)at);
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put <= 0)
-            return put < 0 ? errno : EIO;
-        at += (uint64_t)put;
-    }
-    return 0;
-}
-
-/* Make the temporary, and its folder where it is the first there. */
-static int create_temporary(const char *path)
-{
-    const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
-    int       fd = open(path, flags, 0600);
-    if (fd < 0 && errno == ENOENT) {
-        char        folder[PATH_MAX];
-        const char *slash = strrchr(path, '/');
-        (void)snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
-        if (mkdir(folder, 0777) == 0 || errno == EEXIST)
-            fd = open(path, flags, 0600);
-    }
-    return fd;
-}
-
-/* Write it all under a temporary name, whose room was reserved, and give it its own.  0, or errno.
- */
-static int write_entry(const struct tp_entry_id *id, const char *temporary, const char *path,
-                       const uint8_t *data)
-{
-    const uint64_t head_bytes = tp_entry_head_bytes(id);
-    uint8_t       *head = tp_alloc((size_t)head_bytes, 1);
-    int            fd = head ? create_temporary(temporary) : -1;
-    int            error = fd < 0 ? (head ? errno : ENOMEM) : 0;
-    if (!error) {
-        error = posix_fallocate(fd, 0, (off_t)tp_entry_file_bytes(id));
-        if (error == EOPNOTSUPP || error == EINVAL) /* then it shows while it is written */
-            error = 0;
-    }
-    if (!error) {
-        tp_entry_make_head(id, data, head);
-        error = write_fully(fd, head, head_bytes, data, id->length);
-    }
-    if (fd >= 0 && close(fd) < 0 && !error)
-        error = errno;
-    if (!error && rename(temporary, path) < 0)
-        error = errno;
-    if (error && fd >= 0)
-        (void)unlink(temporary);
-    tp_free(head);
-    return error;
-}
-
-void tp_cache_put(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length,
-                  const uint8_t *data)
-{
-    char                     path[PATH_MAX], temporary[PATH_MAX];
-    uint64_t                 evicted;
-    const struct tp_entry_id id = id_of(key, offset, length);
-    const uint64_t           bytes = tp_entry_file_bytes(&id);
-    if (bytes == 0 || tp_now_ns() < atomic_load(&cache->paused_until_ns) ||
-        tp_cache_has(cache, key, offset, length))
-        return;
-    bool room = tp_room_reserve(&cache->room, bytes, &evicted);
-    atomic_fetch_add(&cache->evicted_bytes, evicted);
-    if (!room)
-        return;
-    path_of(cache, key, offset, 0, path);
-    path_of(cache, key, offset, atomic_fetch_add(&cache->temporaries, 1), temporary);
-    int error = write_entry(&id, temporary, path, data);
-    if (error) {
-        tp_room_dropped(&cache->room, bytes);
-        note_trouble(cache, error);
-        return;
-    }
-    tp_room_stored(&cache->room, bytes);
-    atomic_fetch_add(&cache->written_bytes, length);
 }

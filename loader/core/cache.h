@@ -1,20 +1,14 @@
-/* cache.h -- parts of remote files kept in a local folder, shared by all processes of a machine.
+/* cache.h -- pieces of remote files kept in a local folder that all processes of a machine share.
  *
- *     tp_cache_create --> tp_cache_key_create --> tp_cache_has, _read, _load, _put ... --> release
+ *     tp_cache_create, tp_cache_key_create --> tp_cache_read | tp_cache_load | tp_cache_put ...
+ *         --> tp_cache_key_free, tp_cache_release
  *
- *     FOLDER/tarpon-cache-1     what the entries take, counted by all processes in shared memory
- *     FOLDER/3f/8a01...         an entry: header, checksum of each 16 KiB, bytes
- *     FOLDER/3f/.8a01...tmp     one that is being written
+ * An entry is a range of one version of one remote file, known by (name, etag, bytes of the whole,
+ * offset, length).  All of them stand in its file and are compared when it is read, and checksums
+ * cover everything: what comes out is what was put in, or nothing.  Readers and writers take no
+ * locks; a process may be killed anywhere.
  *
- * An entry is a range of one version of one file, and is read whole or in part; whoever puts it
- * says where it begins, and how long it is.  It appears under its name by a rename when it is
- * whole, and everything that is read of it is checked: against the checksums, and against the
- * file's name, ETag and size and the range, which stand in its header.  So a writer that was
- * killed, a disk that forgot or two files that look alike cost a miss, and never a wrong byte.
- *
- * The least recently used entries go when the folder is full; a reader that has one open keeps it.
- * Nobody waits for a lock of another process, but for a moment while one makes room.  Any thread
- * may call anything; all of it touches the disk. */
+ * Thread-safe, and goes on working in a child after fork().  All of it touches the disk. */
 #ifndef TARPON_CACHE_H
 #define TARPON_CACHE_H
 
@@ -22,51 +16,60 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct tp_cache     tp_cache;
-typedef struct tp_cache_key tp_cache_key; /* one version of one file */
+typedef struct tp_cache_key tp_cache_key; /* one version of one remote file; never changes */
 
-/* Sums of this process. */
-struct tp_cache_stats {
-    uint64_t hits, misses;
-    uint64_t read_bytes, written_bytes, evicted_bytes;
-    uint64_t damaged; /* entries that did not hold what they should, and were removed */
-};
-
-/* `most_bytes`: what the folder may hold; UINT64_MAX: no limit.  Makes the folder.  TP_OK: the
- * caller owns one reference to *out.  TP_EIO: it cannot be written, or holds what is no cache.
- * TP_ENOMEM. */
-TP_MUST_CHECK tp_status tp_cache_create(tp_cache **out, const char *folder, uint64_t most_bytes,
+/* Open `folder`, or make it, its parents too; it must be empty or a cache.  `max_bytes`: what its
+ * files may take, those of other processes included; UINT64_MAX: no limit.  TP_OK: the caller owns
+ * *out.  TP_EIO: cannot be made or written, or is not a cache.  TP_ENOMEM. */
+TP_MUST_CHECK tp_status tp_cache_create(tp_cache **out, const char *folder, uint64_t max_bytes,
                                         struct tp_error *err);
-void                    tp_cache_retain(tp_cache *cache);
-void                    tp_cache_release(tp_cache *cache); /* accepts NULL */
-void                    tp_cache_stats(tp_cache *cache, struct tp_cache_stats *stats);
 
-/* `name`: of the file, for ever; `etag` and `bytes` tell its version.  TP_ENOMEM; TP_ERANGE: names
- * of 64 KiB and more. */
+/* `name`: the address, without a query, for it is written to disk; `etag`: "" if there is none;
+ * `bytes`: of the whole remote file.  TP_OK: the caller owns *out.  TP_ERANGE: longer than an
+ * address may be.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_cache_key_create(tp_cache_key **out, const char *name, const char *etag,
                                             uint64_t bytes, struct tp_error *err);
-void                    tp_cache_key_free(tp_cache_key *key); /* accepts NULL */
 
-/* Is the entry there?  It may be gone a moment later. */
+void tp_cache_key_free(tp_cache_key *key); /* accepts NULL */
+
+/* Is the entry there now?  Looks at its header, not at its bytes; it may be evicted any time. */
 bool tp_cache_has(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length);
 
-/* Copy bytes [from, from + size) of the entry, of `length` bytes, to `out`.  TP_OK: *found says
- * whether it was there; what is damaged is removed, and was not.  TP_ENOMEM. */
+/* Copy bytes [from, from + size) of the entry to `out`.  *found: they are right.  Not *found: the
+ * entry is not there, or was damaged, which unlinks and counts it; `out` then holds anything.
+ * TP_ERANGE: past the entry.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_cache_read(tp_cache *cache, const tp_cache_key *key, uint64_t offset,
                                       uint64_t length, uint64_t from, uint8_t *out, size_t size,
                                       bool *found, struct tp_error *err);
 
-/* All of an entry, however long it is, into *out, which the caller frees; NULL where not *found. */
+/* The whole entry at `offset`, whatever its length.  *found: the caller owns *out, for tp_free.
+ * Else *out is NULL.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_cache_load(tp_cache *cache, const tp_cache_key *key, uint64_t offset,
                                       uint8_t **out, size_t *size, bool *found,
                                       struct tp_error *err);
 
-/* Write an entry.  What goes wrong only means that it is not there: see tp_cache_trouble(). */
+/* Keep an entry; it takes the place of one at the same offset with another length.  Makes room
+ * first if there is none.  A failure costs nothing but the entry: it is not there afterwards. */
 void tp_cache_put(tp_cache *cache, const tp_cache_key *key, uint64_t offset, uint64_t length,
                   const uint8_t *data);
 
-/* The first failure to write, as a sentence without its end, told once; false: there was none. */
+/* The first failure to write there ever was, a sentence to warn with: true, once.  After a failure
+ * writing rests for 30 s; reading goes on. */
 bool tp_cache_trouble(tp_cache *cache, char *message, size_t room);
+
+/* Of this process and since tp_cache_create; bytes of payload, but evicted ones of files. */
+struct tp_cache_stats {
+    uint64_t hits, misses; /* of tp_cache_read and tp_cache_load */
+    uint64_t read_bytes, written_bytes, evicted_bytes;
+    uint64_t damaged; /* entries */
+};
+
+void tp_cache_stats(tp_cache *cache, struct tp_cache_stats *stats);
+
+void tp_cache_retain(tp_cache *cache);
+void tp_cache_release(tp_cache *cache); /* accepts NULL */
 
 #endif
