@@ -583,14 +583,21 @@ static void be_quiet(tp_http *http)
     }
     loop->spare = NULL;
     (void)pthread_mutex_lock(&http->lock);
+    (void)curl_multi_cleanup(loop->multi); /* and with it the idle connections */
+    loop->multi = NULL;
     http->is_quiet = true;
     (void)pthread_cond_broadcast(&http->quieted);
-    (void)pthread_mutex_unlock(&http->lock);
     while (!atomic_load(&http->closing)) {
+        if (!http->submitted) {
+            (void)pthread_cond_wait(&http->quieted, &http->lock);
+            continue;
+        }
+        (void)pthread_mutex_unlock(&http->lock);
         take_submitted(http);
         end_all(http);
-        (void)curl_multi_poll(loop->multi, NULL, 0, IDLE_MS, NULL); /* until it is woken */
+        (void)pthread_mutex_lock(&http->lock);
     }
+    (void)pthread_mutex_unlock(&http->lock);
 }
 
 /* Nobody has a request any more, by contract, when the last reference was let go. */
