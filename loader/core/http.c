@@ -82,19 +82,30 @@ void tp_http_retain(tp_http *http)
     atomic_fetch_add(&http->owners, 1);
 }
 
+/* Let the client's thread look around.  Locked: once it is quiet, there is nothing to wake. */
+static void wake(tp_http *http)
+{
+    if (http->is_quiet)
+        (void)pthread_cond_broadcast(&http->quieted);
+    else
+        (void)curl_multi_wakeup(http->loop.multi);
+}
+
 void tp_http_release(tp_http *http)
 {
     if (!http || http->process != getpid() || atomic_fetch_sub(&http->owners, 1) != 1)
         return;
     pthread_t  thread = http->thread;
     const bool own = pthread_equal(thread, pthread_self()) != 0;
+    (void)pthread_mutex_lock(&http->lock);
     atomic_store(&http->orphaned, own); /* released in a done(): the thread frees it when it ends */
     atomic_store(&http->closing, true);
+    wake(http);
+    (void)pthread_mutex_unlock(&http->lock);
     if (own) {
         (void)pthread_detach(thread);
         return;
     }
-    (void)curl_multi_wakeup(http->loop.multi);
     (void)pthread_join(thread, NULL);
     tp_http_destroy(http);
 }
@@ -103,9 +114,9 @@ void tp_http_quiet(tp_http *http)
 {
     if (http->process != getpid())
         return;
-    atomic_store(&http->quiet, true);
-    (void)curl_multi_wakeup(http->loop.multi);
     (void)pthread_mutex_lock(&http->lock);
+    atomic_store(&http->quiet, true);
+    wake(http);
     while (!http->is_quiet)
         (void)pthread_cond_wait(&http->quieted, &http->lock);
     (void)pthread_mutex_unlock(&http->lock);
@@ -213,15 +224,17 @@ void tp_http_get(tp_get *get)
     (void)pthread_mutex_lock(&http->lock);
     *http->submitted_end = get;
     http->submitted_end = &get->next;
+    wake(http);
     (void)pthread_mutex_unlock(&http->lock);
-    (void)curl_multi_wakeup(http->loop.multi);
 }
 
 void tp_http_cancel(tp_get *get)
 {
-    CURLM *multi = get->remote->http->loop.multi;
+    tp_http *http = get->remote->http;
+    (void)pthread_mutex_lock(&http->lock);
     atomic_store(&get->cancelled, true); /* it may be gone from here on */
-    (void)curl_multi_wakeup(multi);
+    wake(http);
+    (void)pthread_mutex_unlock(&http->lock);
 }
 
 /* Somebody who waits for one request. */
@@ -238,13 +251,13 @@ struct waiter {
     size_t          room;   /* `out` holds so much */
     size_t          most;   /* and may grow to that; 0: it may not grow */
     size_t          size;   /* bytes that came */
-    bool            failed; /* too much came, or memory ran out */
+    tp_status       failed; /* TP_ECORRUPT: too much came; TP_ENOMEM */
 };
 
 static void waiter_data(tp_get *get, uint64_t at, const uint8_t *bytes, size_t size)
 {
     struct waiter *waiter = get->context;
-    if (waiter->failed)
+    if (waiter->failed != TP_OK)
         return;
     if (at < waiter->head_size) {
         size_t left = waiter->head_size - (size_t)at, taken = size < left ? size : left;
@@ -258,9 +271,11 @@ static void waiter_data(tp_get *get, uint64_t at, const uint8_t *bytes, size_t s
     at -= waiter->head_size;
     if (size > waiter->room - (size_t)at) {
         size_t wanted = (size_t)at + size, room = wanted + wanted / 2;
-        void  *more = wanted <= waiter->most ? tp_realloc(waiter->out, room, 1) : NULL;
+        if (room > waiter->most)
+            room = waiter->most;
+        void *more = wanted <= room ? tp_realloc(waiter->out, room, 1) : NULL;
         if (!more) {
-            waiter->failed = true;
+            waiter->failed = wanted <= room ? TP_ENOMEM : TP_ECORRUPT;
             tp_http_cancel(get);
             return;
         }
@@ -352,11 +367,13 @@ tp_status tp_remote_whole(tp_remote *remote, size_t most, uint8_t **out, size_t 
     waiter_init(&waiter, remote, 0, UINT64_MAX);
     waiter.most = most;
     waiter.out = tp_alloc(1, 1); /* so that an empty file is not NULL */
-    waiter.room = 1;
+    waiter.room = most < 1 ? 0 : 1;
     tp_status st = waiter.out ? wait_for(&waiter, err) : tp_fail(err, TP_ENOMEM, "out of memory");
     if (missing)
         *missing = waiter.get.missing;
-    if (waiter.failed)
+    if (waiter.failed == TP_ENOMEM)
+        st = tp_fail(err, TP_ENOMEM, "%s: out of memory", remote->name);
+    else if (waiter.failed != TP_OK)
         st = tp_fail(err, TP_ECORRUPT, "%s: more than %zu bytes, expected a small file",
                      remote->name, most);
     waiter_free(&waiter);
@@ -427,7 +444,7 @@ void tp_http_signed(const struct tp_to_sign *answered, const char *url, double l
         remote->stale_ns =
             left_s < 1e9 ? now + (uint64_t)(left_s > 0 ? left_s * 1e9 : 0) : UINT64_MAX;
     }
+    wake(http);
     (void)pthread_mutex_unlock(&http->lock);
-    (void)curl_multi_wakeup(http->loop.multi);
     tp_remote_release(remote);
 }

@@ -33,12 +33,13 @@ static size_t on_header(char *line, size_t one, size_t size, void *context)
 /* Compare the reply with what was asked and is known, and remember what is new. */
 static enum tp_verdict judge(struct transfer *t)
 {
-    tp_get          *get = t->get;
-    tp_remote       *remote = get->remote;
-    struct tp_wanted wanted = {
-        .from = get->from + t->start, .size = get->size, .is_signed = remote->is_signed};
+    tp_get    *get = t->get;
+    tp_remote *remote = get->remote;
     if (t->reply.status == 200 && get->from == 0) /* all of it from the start, whatever was asked */
-        wanted.from = t->at = t->start = 0;
+        t->at = t->start = t->checked_at = 0;
+    struct tp_wanted wanted = {.from = get->from + t->start,
+                               .size = get->size == UINT64_MAX ? UINT64_MAX : get->size - t->start,
+                               .is_signed = remote->is_signed};
     (void)pthread_mutex_lock(&remote->http->lock);
     wanted.bytes = atomic_load(&remote->bytes);
     wanted.etag = remote->etag[0] ? remote->etag : NULL;
@@ -330,8 +331,11 @@ static void refused(tp_http *http, tp_get *get, const struct transfer *t)
     uint64_t wait = t->reply.retry_after_s == UINT32_MAX ? 0 : t->reply.retry_after_s * 1000 * MS;
     switch (t->verdict) {
     case TP_REPLY_SLOWER: {
-        uint64_t pause = tp_pace_pause_ns(&http->loop.pace, get->tries + 1);
-        tp_pace_overrun(&http->loop.pace, tp_now_ns(), wait > pause ? wait : pause);
+        uint64_t       pause = tp_pace_pause_ns(&http->loop.pace, get->tries + 1);
+        const uint64_t most = http->options.deadline_ms * MS;
+        if (pause < wait) /* those that wait with it have no deadline yet: this is theirs */
+            pause = wait < most ? wait : most;
+        tp_pace_overrun(&http->loop.pace, tp_now_ns(), pause);
         again(http, get, t->why, wait);
         return;
     }
@@ -506,6 +510,12 @@ static void cut(tp_http *http, struct transfer *t, const char *why)
     again(http, get, why, 0);
 }
 
+/* What began while we were looking around began later than `now`. */
+static uint64_t since(uint64_t then, uint64_t now)
+{
+    return now > then ? now - then : 0;
+}
+
 static bool is_slow(const tp_http *http, const struct transfer *t, uint64_t now)
 {
     const tp_get *get = t->get;
@@ -513,7 +523,7 @@ static bool is_slow(const tp_http *http, const struct transfer *t, uint64_t now)
         !http->loop.spare)
         return false;
     uint64_t slow = tp_pace_slow_ns(&http->loop.pace, get->size - t->start);
-    return slow != UINT64_MAX && now - t->began_ns > slow;
+    return slow != UINT64_MAX && since(t->began_ns, now) > slow;
 }
 
 static void look_after(tp_http *http)
@@ -529,7 +539,7 @@ static void look_after(tp_http *http)
             fail(get, TP_ECLOSED, "");
         } else if (now > get->began_ns + http->options.deadline_ms * MS) {
             give_up(http, get, get->trouble);
-        } else if (now - t->checked_ns > stall) {
+        } else if (since(t->checked_ns, now) > stall) {
             const uint64_t moved = t->at - t->checked_at;
             t->checked_ns = now;
             t->checked_at = t->at;
@@ -583,14 +593,21 @@ static void be_quiet(tp_http *http)
     }
     loop->spare = NULL;
     (void)pthread_mutex_lock(&http->lock);
+    (void)curl_multi_cleanup(loop->multi); /* and with it the idle connections */
+    loop->multi = NULL;
     http->is_quiet = true;
     (void)pthread_cond_broadcast(&http->quieted);
-    (void)pthread_mutex_unlock(&http->lock);
     while (!atomic_load(&http->closing)) {
+        if (!http->submitted) {
+            (void)pthread_cond_wait(&http->quieted, &http->lock);
+            continue;
+        }
+        (void)pthread_mutex_unlock(&http->lock);
         take_submitted(http);
         end_all(http);
-        (void)curl_multi_poll(loop->multi, NULL, 0, IDLE_MS, NULL); /* until it is woken */
+        (void)pthread_mutex_lock(&http->lock);
     }
+    (void)pthread_mutex_unlock(&http->lock);
 }
 
 /* Nobody has a request any more, by contract, when the last reference was let go. */

@@ -10,7 +10,7 @@
 
 #include "rng.h"
 
-enum { TP_PACE_SIZES = 40, TP_PACE_TIMES = 128 };
+enum { TP_PACE_SIZES = 40, TP_PACE_TIMES = 256 };
 
 struct tp_pace {
     struct tp_rng rng;
@@ -18,7 +18,8 @@ struct tp_pace {
     double        allowed; /* of them, now: halved when the server is overrun, and creeping back */
     uint64_t      calm_ns; /* nobody asks before */
     uint64_t      ended, hedges;
-    /* Requests by size (powers of two) and time (an eighth of an octave, in microseconds). */
+    /* Requests by size (powers of two) and time (an eighth of an octave, in microseconds: up to
+     * an hour). */
     uint32_t counts[TP_PACE_SIZES][TP_PACE_TIMES], sums[TP_PACE_SIZES];
 };
 

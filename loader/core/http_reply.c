@@ -224,6 +224,14 @@ static enum tp_verdict judge_body(const struct tp_reply *reply, const struct tp_
                        total, wanted->bytes);
         return TP_REPLY_REPLACED;
     }
+    if (wanted->size != UINT64_MAX && total != UINT64_MAX &&
+        (wanted->from > total || wanted->size > total - wanted->from)) {
+        (void)snprintf(why, room,
+                       "%" PRIu64 " bytes, expected at least %" PRIu64 "; it was cut off or "
+                       "replaced, write it again",
+                       total, wanted->from + wanted->size);
+        return TP_REPLY_REPLACED;
+    }
     if (reply->status == 206 && !reply->has_range) {
         (void)snprintf(why, room, "HTTP 206 without a good Content-Range");
         return TP_REPLY_AGAIN;
@@ -274,10 +282,10 @@ enum tp_verdict tp_reply_judge(struct tp_reply *reply, const struct tp_wanted *w
         return TP_REPLY_SLOWER;
     case 408:
     case 425:
-    case 500:
-    case 502:
-    case 504:
         return TP_REPLY_AGAIN;
+    case 501: /* these two say that they never will; all other 5xx may pass */
+    case 505:
+        return TP_REPLY_NEVER;
     default: /* a region that moved, and whatever a token that expired is answered with */
         if (is_code(reply, "SlowDown") || is_code(reply, "RequestTimeout"))
             return is_code(reply, "SlowDown") ? TP_REPLY_SLOWER : TP_REPLY_AGAIN;
@@ -286,6 +294,6 @@ enum tp_verdict tp_reply_judge(struct tp_reply *reply, const struct tp_wanted *w
                            reply->status, reply->region);
         if (wanted->is_signed && reply->status >= 300 && reply->status < 500)
             return TP_REPLY_RESIGN;
-        return reply->status < 300 ? TP_REPLY_AGAIN : TP_REPLY_NEVER;
+        return reply->status < 300 || reply->status >= 500 ? TP_REPLY_AGAIN : TP_REPLY_NEVER;
     }
 }
