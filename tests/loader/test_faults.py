@@ -31,7 +31,7 @@ def trials() -> Iterator[object]:
             yield pytest.param(kind, seed, id=f"{kind.name}-{seed}", marks=marks)
 
 
-@pytest.mark.parametrize(("kind", "seed"), trials())
+@pytest.mark.parametrize(("kind", "seed"), list(trials()))
 def test_a_fault_leaves_no_trace_or_one_error(bench: Bench, kind: Kind, seed: int) -> None:
     outcome = bench.run_trial(kind, seed)
     assert outcome.problem is None, outcome
