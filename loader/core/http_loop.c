@@ -13,6 +13,7 @@ enum {
     BUFFER_BYTES = 100 << 10,
     CONNECT_MS = 10000,
     UNREACHED_MS = 10000, /* a server that never answered is given up after */
+    LAST_TRY_MS = 20, /* with less time than that left, there is no other */
     TICK_MS = 20,         /* how often stalls and slow requests are looked for */
     IDLE_MS = 10000,
     SLOWEST_BYTES_S = 1024,
@@ -263,12 +264,16 @@ static void again(tp_http *http, tp_get *get, const char *why, uint64_t least_ns
         return;
     get->tries++;
     atomic_fetch_add_explicit(&http->retries, 1, memory_order_relaxed);
-    uint64_t pause = tp_pace_pause_ns(&http->loop.pace, get->tries);
-    get->not_before_ns = now + (pause > least_ns ? pause : least_ns);
-    if (get->not_before_ns > get->began_ns + http->options.deadline_ms * MS)
+    const uint64_t deadline = get->began_ns + http->options.deadline_ms * MS;
+    if (now + LAST_TRY_MS * MS > deadline || now + least_ns > deadline) {
         give_up(http, get, get->trouble);
-    else
-        enqueue(&http->loop, get);
+        return;
+    }
+    uint64_t pause = tp_pace_pause_ns(&http->loop.pace, get->tries);
+    if (pause > (deadline - now) / 2) /* so that what time is left is used */
+        pause = (deadline - now) / 2;
+    get->not_before_ns = now + (pause > least_ns ? pause : least_ns);
+    enqueue(&http->loop, get);
 }
 
 /* Ask the signer anew, once for each request: a URL that expired answers as one that may not. */

@@ -9,7 +9,7 @@
 void tp_reply_begin(struct tp_reply *reply)
 {
     reply->status = 0;
-    reply->has_range = false;
+    reply->has_range = reply->is_whole = false;
     reply->first = reply->last = 0;
     reply->total = reply->length = UINT64_MAX;
     reply->retry_after_s = UINT32_MAX;
@@ -127,6 +127,7 @@ void tp_reply_header(struct tp_reply *reply, const char *line, size_t size)
             reply->status = (long)status;
         return;
     }
+    reply->is_whole |= text.at == text.end;
     const char *colon = memchr(text.at, ':', (size_t)(text.end - text.at));
     if (!colon)
         return;
@@ -248,6 +249,10 @@ enum tp_verdict tp_reply_judge(struct tp_reply *reply, const struct tp_wanted *w
                                size_t room)
 {
     why[0] = '\0';
+    if (!reply->is_whole) {
+        (void)snprintf(why, room, "the reply ends within its headers");
+        return TP_REPLY_AGAIN;
+    }
     if (reply->status == 206)
         return judge_body(reply, wanted, why, room);
     if (reply->status == 200) {

@@ -36,12 +36,22 @@ static const struct tp_wanted anything = {.from = 0, .size = 100, .bytes = UINT6
 static enum tp_verdict judge(const struct tp_wanted *wanted)
 {
     memset(why, 'x', sizeof why);
+    header("\r\n");
     enum tp_verdict verdict = tp_reply_judge(&reply, wanted, why, sizeof why);
     CHECK(memchr(why, '\0', sizeof why));
     CHECK((why[0] == '\0') == (verdict == TP_REPLY_GOOD));
     for (const char *at = why; *at; at++)
         CHECK(isprint((unsigned char)*at));
     return verdict;
+}
+
+/* Headers that end before their end are none, whatever they said. */
+static void test_headers_cut_off(void)
+{
+    begin("HTTP/1.1 200 OK\r\n");
+    header("Content-Type: x\r\n");
+    CHECK(tp_reply_judge(&reply, &anything, why, sizeof why) == TP_REPLY_AGAIN);
+    CHECK(strstr(why, "within its headers"));
 }
 
 /* ---- lines ------------------------------------------------------------------------------------
@@ -417,6 +427,7 @@ static void test_long_bodies(void)
 
 int main(void)
 {
+    test_headers_cut_off();
     test_status_lines();
     test_content_range();
     test_numbers();
