@@ -13,7 +13,7 @@ enum {
     BUFFER_BYTES = 100 << 10,
     CONNECT_MS = 10000,
     UNREACHED_MS = 10000, /* a server that never answered is given up after */
-    LAST_TRY_MS = 20, /* with less time than that left, there is no other */
+    LAST_TRY_MS = 20,     /* with less time than that left, there is no other */
     TICK_MS = 20,         /* how often stalls and slow requests are looked for */
     IDLE_MS = 10000,
     SLOWEST_BYTES_S = 1024,

@@ -16,7 +16,7 @@
 
 struct tp_reply {
     long     status;                  /* 0: no status line yet */
-    bool     is_whole;               /* the empty line after its headers came */
+    bool     is_whole;                /* the empty line after its headers came */
     bool     has_range;               /* of a Content-Range that could be read: */
     uint64_t first, last, total;      /* inclusive; `total` is UINT64_MAX where it says '*' */
     uint64_t length;                  /* Content-Length; UINT64_MAX: none */
