@@ -253,10 +253,12 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         tarpon.Loader(empty, batch_size=1)
 
 
-def test_remote_shards_say_that_they_are_not_supported_and_hide_secrets() -> None:
-    with pytest.raises(tarpon.StoreError, match="s3:// is not supported yet"):
-        tarpon.open("s3://bucket/train.json")
+def test_schemes_that_are_not_read_say_so_and_hide_secrets() -> None:
+    with pytest.raises(tarpon.StoreError, match="gs:// is not supported, expected a local path"):
+        tarpon.open("gs://bucket/train.json")
     with pytest.raises(tarpon.StoreError) as caught:
-        tarpon.open("https://user:secret@host/a.tar?signature=abc")
+        tarpon.open("ftp://user:secret@host/a.tar?signature=abc")
     assert "secret" not in str(caught.value)
     assert "abc" not in str(caught.value)
+    with pytest.raises(tarpon.StoreError, match="pipe: commands are not supported"):
+        tarpon.open("pipe:cat a.tar")
