@@ -45,6 +45,11 @@ struct request {
     struct tp_piece **pieces;
 };
 
+struct skipped {
+    size_t   shard;
+    uint64_t offset;
+};
+
 struct tp_ahead {
     tp_dataset     *dataset;
     char          **extensions;
@@ -56,8 +61,10 @@ struct tp_ahead {
     /* Locked from here. */
     uint64_t         groups, urgent_groups;
     uint32_t        *pending; /* tasks of each shard that are not done */
-    struct task     *tasks;   /* by key */
-    struct request **heap;    /* not begun, the lowest key first */
+    struct skipped  *skipped; /* before they were found, while such a task is left */
+    size_t           skipped_count, skipped_room;
+    struct task     *tasks; /* by key */
+    struct request **heap;  /* not begun, the lowest key first */
     size_t           heap_count, heap_room;
     struct request  *coming;
     size_t           coming_count;
@@ -249,7 +256,7 @@ static void on_done(tp_get *get, tp_status status, const struct tp_error *err)
     for (size_t i = request->current; i < request->count; i++) {
         if (request->forgotten)
             let_go(ahead, request->pieces[i]);
-        else if (status == TP_OK) /* an empty range: there is none */
+        else if (status == TP_OK || request->pieces[i]->uses == 0) /* nobody will ask why */
             tp_pieces_drop(&ahead->pieces, request->pieces[i]);
         else
             fail_piece(ahead, request->pieces[i], err);
@@ -348,6 +355,29 @@ static bool is_near(const struct request *request, const struct place *place)
            place->offset + place->size - first->offset <= request->ahead->request_bytes;
 }
 
+/* Was it skipped before it was found?  Once for each time.  Locked. */
+static bool was_skipped(tp_ahead *ahead, size_t shard, uint64_t offset)
+{
+    for (size_t i = 0; i < ahead->skipped_count; i++)
+        if (ahead->skipped[i].shard == shard && ahead->skipped[i].offset == offset) {
+            ahead->skipped[i] = ahead->skipped[--ahead->skipped_count];
+            return true;
+        }
+    return false;
+}
+
+/* A task of the shard is done: when it was the last, what is left was never planned.  Locked. */
+static void task_done(tp_ahead *ahead, size_t shard)
+{
+    size_t kept = 0;
+    if (--ahead->pending[shard] > 0)
+        return;
+    for (size_t i = 0; i < ahead->skipped_count; i++)
+        if (ahead->skipped[i].shard != shard)
+            ahead->skipped[kept++] = ahead->skipped[i];
+    ahead->skipped_count = kept;
+}
+
 /* Turn sorted places into pieces and these into requests.  Locked. */
 static void make_requests(tp_ahead *ahead, const struct task *task, const struct places *places)
 {
@@ -357,6 +387,8 @@ static void make_requests(tp_ahead *ahead, const struct task *task, const struct
         const struct place *place = &places->at[i];
         struct tp_piece    *piece = tp_pieces_find(&ahead->pieces, task->shard, place->offset);
         ahead->planned++;
+        if (was_skipped(ahead, task->shard, place->offset))
+            continue;
         if (piece) {
             piece->uses++;
             continue;
@@ -417,7 +449,7 @@ static void *find_some(void *argument)
         (void)pthread_mutex_lock(&ahead->lock);
         if (generation == ahead->generation)
             make_requests(ahead, task, &places);
-        ahead->pending[task->shard]--;
+        task_done(ahead, task->shard);
         free_task(task);
         begin_requests(ahead);
         (void)pthread_cond_broadcast(&ahead->arrived); /* for who waits for what is not there */
@@ -529,10 +561,11 @@ static void forget_tasks(tp_ahead *ahead)
 {
     for (struct task *task = ahead->tasks, *next; task; task = next) {
         next = task->next;
-        ahead->pending[task->shard]--;
+        task_done(ahead, task->shard);
         free_task(task);
     }
     ahead->tasks = NULL;
+    ahead->skipped_count = 0;
 }
 
 void tp_ahead_forget(tp_ahead *ahead)
@@ -592,6 +625,20 @@ static void used(tp_ahead *ahead, struct tp_piece *piece)
         tp_pieces_drop(&ahead->pieces, piece); /* others leave it out when they come to it */
 }
 
+/* Its finder will leave it out; without memory for that, it comes for nothing.  Locked. */
+static void skip_later(tp_ahead *ahead, size_t shard, uint64_t offset)
+{
+    if (ahead->skipped_count == ahead->skipped_room) {
+        size_t room = ahead->skipped_room ? ahead->skipped_room * 2 : 16;
+        void  *more = tp_realloc(ahead->skipped, room, sizeof *ahead->skipped);
+        if (!more)
+            return;
+        ahead->skipped = more;
+        ahead->skipped_room = room;
+    }
+    ahead->skipped[ahead->skipped_count++] = (struct skipped){.shard = shard, .offset = offset};
+}
+
 void tp_ahead_skip(tp_ahead *ahead, uint64_t sample)
 {
     struct tp_found found;
@@ -604,8 +651,10 @@ void tp_ahead_skip(tp_ahead *ahead, uint64_t sample)
         struct tp_piece *piece =
             member ? tp_pieces_find(&ahead->pieces, found.shard, member->offset - TP_TAR_BLOCK)
                    : NULL;
-        if (piece)
+        if (piece && piece->uses > 0)
             used(ahead, piece);
+        else if (member && ahead->pending[found.shard] > 0)
+            skip_later(ahead, found.shard, member->offset - TP_TAR_BLOCK);
     }
     begin_requests(ahead);
     (void)pthread_mutex_unlock(&ahead->lock);
@@ -622,10 +671,14 @@ tp_status tp_ahead_read(tp_ahead *ahead, const struct tp_found *found,
         return tp_dataset_read(ahead->dataset, found, member, out, err);
     (void)pthread_mutex_lock(&ahead->lock);
     struct tp_piece *piece = wait_for(ahead, found->shard, offset, &st);
+    if (piece && piece->size != member->size + sizeof header)
+        piece = NULL; /* of an index that was replaced: what came is something else */
     if (st == TP_OK && piece && piece->state == TP_PIECE_FAILED) {
         st = piece->failure->status;
         if (err)
             *err = *piece->failure;
+        used(ahead, piece); /* whoever reads it once more reads it anew */
+        begin_requests(ahead);
     } else if (st == TP_OK && piece) {
         piece->readers++;
     } else {
@@ -735,6 +788,7 @@ void tp_ahead_free(tp_ahead *ahead)
         tp_free(ahead->extensions[f]);
     tp_free(ahead->extensions);
     tp_free(ahead->pending);
+    tp_free(ahead->skipped);
     tp_free(ahead->heap);
     (void)pthread_cond_destroy(&ahead->work);
     (void)pthread_cond_destroy(&ahead->arrived);
