@@ -594,6 +594,20 @@ void tp_ahead_forget(tp_ahead *ahead)
 /* ---- reading ----------------------------------------------------------------------------------
  */
 
+/* One use less; after the last one the piece leaves the table.  Locked. */
+static void used(tp_ahead *ahead, struct tp_piece *piece)
+{
+    if (piece->gone || piece->uses == 0)
+        return;
+    piece->uses--;
+    if (piece->uses > 0)
+        return;
+    if (piece->awaited) /* by who had not planned it: it may never come now */
+        (void)pthread_cond_broadcast(&ahead->arrived);
+    if (piece->state == TP_PIECE_HERE || piece->state == TP_PIECE_FAILED)
+        tp_pieces_drop(&ahead->pieces, piece); /* others leave it out when they come to it */
+}
+
 /* Wait until the piece is here, failed, or will not come: NULL.  Locked. */
 static struct tp_piece *wait_for(tp_ahead *ahead, size_t shard, uint64_t offset, tp_status *st)
 {
@@ -605,24 +619,14 @@ static struct tp_piece *wait_for(tp_ahead *ahead, size_t shard, uint64_t offset,
             return NULL;
         if (piece && (piece->state == TP_PIECE_HERE || piece->state == TP_PIECE_FAILED))
             return piece;
-        if (piece && piece->state == TP_PIECE_WANTED && ahead->stuck && piece->uses > 0) {
-            piece->uses--; /* its request leaves it out when nobody else wants it */
+        if (piece && piece->state == TP_PIECE_WANTED && (ahead->stuck || piece->uses == 0)) {
+            used(ahead, piece); /* its request leaves it out when nobody else wants it */
             return NULL;
         }
         if (piece)
             piece->awaited = true;
         (void)pthread_cond_wait(&ahead->arrived, &ahead->lock);
     }
-}
-
-/* One use less; after the last one the piece leaves the table.  Locked. */
-static void used(tp_ahead *ahead, struct tp_piece *piece)
-{
-    if (piece->gone || piece->uses == 0)
-        return;
-    piece->uses--;
-    if (piece->uses == 0 && (piece->state == TP_PIECE_HERE || piece->state == TP_PIECE_FAILED))
-        tp_pieces_drop(&ahead->pieces, piece); /* others leave it out when they come to it */
 }
 
 /* Its finder will leave it out; without memory for that, it comes for nothing.  Locked. */

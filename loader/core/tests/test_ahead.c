@@ -258,6 +258,29 @@ static void test_ceiling(void)
     }
 }
 
+/* Memory is full of what nobody reads, and what is planned for later is read twice though it was
+ * planned once: nobody waits for what will not come. */
+static void test_stuck(void)
+{
+    const uint64_t first[] = {320, 321}, second[] = {330, 331};
+    tp_ahead      *ahead = ahead_of(remote, 4 * TP_PIECE_PAGE);
+    CHECK(tp_ahead_plan(ahead, first, 2, false, &err) == TP_OK);
+    for (int i = 0; i < 200 && stats_of(ahead).bytes < 4 * TP_PIECE_PAGE; i++)
+        sleep_ms(10);
+    CHECK(tp_ahead_plan(ahead, second, 2, false, &err) == TP_OK);
+    for (int i = 0; i < 200 && stats_of(ahead).planned < 8; i++)
+        sleep_ms(10);
+    for (int i = 0; i < 3; i++)
+        CHECK(read_right(ahead, remote, local, 330, &err) == TP_OK);
+    tp_ahead_skip(ahead, 331);
+    CHECK(read_right(ahead, remote, local, 331, &err) == TP_OK);
+    CHECK(stats_of(ahead).unplanned == 8 && stats_of(ahead).bytes == 4 * TP_PIECE_PAGE);
+    for (int i = 0; i < 2; i++)
+        CHECK(read_right(ahead, remote, local, first[i], &err) == TP_OK);
+    CHECK(drains(ahead));
+    tp_ahead_free(ahead);
+}
+
 /* The ceiling is one of memory, not of a count that leaves some out. */
 static void test_pieces(void)
 {
@@ -345,6 +368,7 @@ int main(void)
     test_skip();
     test_forget();
     test_ceiling();
+    test_stuck();
     test_other_member();
     tp_dataset_release(remote);
     tp_dataset_release(big_remote);
