@@ -6,7 +6,7 @@
 
 enum { SHARDS = 7, READERS = 4, BIG = 75, BIG_BYTES = 100000 };
 
-static const uint64_t   sizes[SHARDS] = {300, 1500, 1, 0, 40, 700, 60};
+static const uint64_t   sizes[SHARDS] = {300, 900, 1, 0, 40, 700, 60};
 static struct shard_set local_set, big_set;
 static struct far_set   far_set_, far_big;
 static tp_dataset      *local, *remote, *big_local, *big_remote;
@@ -92,7 +92,7 @@ static void shuffle(uint64_t *samples, size_t count, uint64_t seed)
 static void test_plans(void)
 {
     static uint64_t samples[4000];
-    for (int round = 0; round < 3; round++) {
+    for (int round = 0; round < 2; round++) {
         size_t    count = 0;
         pthread_t threads[READERS];
         for (uint64_t n = 0; n < all; n++) {
@@ -118,7 +118,6 @@ static void test_plans(void)
         }
         join_all(threads);
         CHECK(drains(ahead)); /* each use was counted, and no more */
-        CHECK(stats_of(ahead).unplanned < count / 4);
         CHECK(stats_of(ahead).planned <= 2 * count);
         if (round == 0)
             CHECK(web_requests(&web) - before < 60 + stats_of(ahead).unplanned);
@@ -199,7 +198,7 @@ static void test_forget(void)
     static uint64_t samples[1500];
     struct tp_rng   rng = tp_rng_make(3, 0, 0);
     size_t          closed = 0;
-    for (unsigned round = 0; round < 12; round++) {
+    for (unsigned round = 0; round < 6; round++) {
         pthread_t threads[READERS];
         tp_ahead *ahead = ahead_of(remote, 8 << 20);
         for (size_t i = 0; i < 1500; i++)

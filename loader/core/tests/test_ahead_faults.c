@@ -139,7 +139,7 @@ static void test_stop(void)
             CHECK(waiting[i].status == TP_ECLOSED);
         }
         tp_ahead_free(ahead);
-        CHECK(ms_since(start) < 3000); /* not at a deadline */
+        CHECK(ms_since(start) < 10000); /* not at a deadline */
         tp_dataset_release(remote);
         all_well();
     }
@@ -165,7 +165,7 @@ static void test_stop_finding(void)
     sleep_ms(30);
     const uint64_t start = tp_now_ns();
     tp_ahead_free(ahead);
-    CHECK(ms_since(start) < 3000);
+    CHECK(ms_since(start) < 10000);
     all_well();
     ahead = ahead_of(remote, 16 << 20);
     plan_all(ahead);
@@ -198,7 +198,7 @@ static void test_interrupted_open(void)
         tp_interrupt_by(interrupt_soon);
         tp_status st = dataset_of(&dataset, set.shards, SHARDS, TP_DATASET_INDEX_BYTES, &err);
         tp_interrupt_by(NULL);
-        CHECK(st == TP_ECLOSED && ms_since(start) < 3000);
+        CHECK(st == TP_ECLOSED && ms_since(start) < 10000);
         all_well();
     }
 }

@@ -107,12 +107,14 @@ static void test_hang(void)
         if (i)
             plan(far, 160, 1);
         CHECK(engine_ask(far, local_set.samples, 160, 1, COUNT, &err) == TP_OK);
-        CHECK(tp_engine_take(far, 100, &batch, &err) == TP_ETIMEOUT);
+        err.message[0] = '\0';
+        for (int k = 0; k < 50 && !strstr(err.message, "http://far/remote-2.tar"); k++)
+            CHECK(tp_engine_take(far, 100, &batch, &err) == TP_ETIMEOUT);
         CHECK(strstr(err.message, "http://far/remote-2.tar"));
     }
     const uint64_t start = tp_now_ns();
     engine_close(far);
-    CHECK(tp_now_ns() - start < UINT64_C(3000000000));
+    CHECK(tp_now_ns() - start < UINT64_C(10000000000));
     atomic_store(&file->hangs, false);
 }
 
