@@ -18,9 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from benchmarks import data, report, scale
-from benchmarks.cases import THEMES, Theme
-from benchmarks.runner import PeerError, Result, run_theme
+from benchmarks import data, remote, report, scale
+from benchmarks.cases import HTTP, THEMES, Theme
+from benchmarks.runner import PeerError, Result, check_server, run_theme
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     if asked.images is not None and asked.images < 1:
         parser.error(f"--images {asked.images}, expected at least 1")
     names = {case.name for theme in THEMES for case in theme.cases}
-    names |= {case.name for case in scale.CASES}
+    names |= {case.name for case in scale.CASES} | set(remote.NAMES)
     if asked.only is not None and not any(asked.only in name for name in names):
         parser.error(f"--only {asked.only}: no such case, expected a part of {sorted(names)}")
     return asked
@@ -73,6 +73,19 @@ def _measure_scale(asked: argparse.Namespace, console: Console) -> scale.ScaleRe
         task = progress.add_task(scale.NAME, total=None)
         tick = _ticker(progress, task, scale.NAME, console)
         return scale.run(asked.data, size, runs=asked.runs, only=asked.only, tick=tick)
+
+
+def _measure_remote(asked: argparse.Namespace, console: Console) -> remote.RemoteResult | None:
+    """``None``: not asked for."""
+    fits = any(asked.only is None or asked.only in name for name in remote.NAMES)
+    if asked.theme not in (None, remote.THEME) or not fits:
+        return None
+    images = asked.images or (HTTP.images_quick if asked.quick else HTTP.images)
+    with _progress(console) as progress:
+        task = progress.add_task(f"{remote.THEME}: making {images} images", total=None)
+        tick = _ticker(progress, task, remote.THEME, console)
+        made = data.make(asked.data, images)
+        return remote.run(made, quick=asked.quick, runs=asked.runs, only=asked.only, tick=tick)
 
 
 def _ticker(progress: Progress, task: TaskID, name: str, console: Console) -> Callable[[str], None]:
@@ -123,15 +136,20 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     before = os.getloadavg()[0]
     try:
+        if any(theme.served for theme in _chosen(asked)):
+            check_server()  # now, and not after the other themes
         huge = _measure_scale(asked, console)
         results = _measure(asked, console)
+        far = _measure_remote(asked, console)
     except PeerError as error:
         console.print(f"benchmarks: {error}", style="red", highlight=False, markup=False)
         return 1
     default = _ROOT / "benchmarks" / "results" / report.default_name()
     output = (asked.output or default).resolve()
     load = (before, os.getloadavg()[0])
-    written = report.write(results, output, runs=asked.runs, load=load, huge=huge)
+    sections = [scale.lines(huge)] if huge else []
+    sections += [remote.lines(far)] if far else []
+    written = report.write(results, output, runs=asked.runs, load=load, sections=sections)
     print(output.read_text(encoding="utf-8"))
     for path in written:
         console.print(f"wrote {os.path.relpath(path)}", highlight=False)

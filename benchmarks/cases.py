@@ -36,11 +36,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """`ours` must reach at least `least` times the rate of `peer`."""
+    """`ours` must reach at least `least` times the rate of `peer`.
+
+    Attributes:
+        rate: ``None`` is that of the theme.
+    """
 
     ours: str
     peer: str
     least: float
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,7 @@ class Theme:
     Attributes:
         images: Size of the set; `images_quick` with ``--quick``.
         seconds: Least time of a run; `seconds_quick` with ``--quick``.
+        served: The set is read over HTTP, from an nginx on this machine.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Theme:
     seconds: float
     images_quick: int = 256
     seconds_quick: float = 0.3
+    served: bool = False
 
 
 _RAW = {"image": "raw", "threads": 2, "batch": 256}
@@ -327,4 +334,119 @@ DECODE = Theme(
     ),
 )
 
-THEMES = (RAW, TOUCH, DECODE)
+
+def _http_ours(name: str, what: str, **settings: Any) -> Case:
+    return Case(name=name, what=what, peer="ours", settings={**_RAW, "copies": 16, **settings})
+
+
+def _curl_multi(name: str, connections: int, how: str) -> Case:
+    sizes = {"range_bytes": 4 << 20, "buffer_bytes": 512 << 10}
+    return Case(
+        name=name,
+        what=f"ceiling: bare libcurl multi, 1 C thread, ranges of 4 MiB, {how}",
+        peer="curl_multi",
+        settings={"connections": connections, **sizes},
+    )
+
+
+def _http_webdataset(workers: int) -> Case:
+    how = f"{workers} DataLoader workers, lists of 64" if workers else "1 process"
+    return Case(
+        name=f"webdataset-{workers}" if workers else "webdataset",
+        what=f"webdataset through curl, {how}, GOPEN_BUFFER=1 MiB",
+        peer="webdataset",
+        settings={"shuffle": False, "workers": workers, "batch": 64},
+        env=_BIG_READS,
+    )
+
+
+def _s3torch(reader: str, threads: int) -> Case:
+    sizes = {"part_bytes": 8 << 20, "read_bytes": 8 << 20}
+    return Case(
+        name=f"s3torch-{reader.partition('_')[0]}",
+        what=f"s3torchconnector, {reader} reader, {threads} shards at once, 8 MiB a part",
+        peer="s3torch",
+        settings={"reader": reader, "threads": threads, **sizes},
+        install=_PEERS,
+    )
+
+
+def _obstore(how: str, threads: int, what: str) -> Case:
+    return Case(
+        name=f"obstore-{how}",
+        what=f"obstore, {what}",
+        peer="obstore_reads",
+        settings={"how": how, "threads": threads, "piece_bytes": 8 << 20},
+        install=_PEERS,
+    )
+
+
+def _per_cpu(peer: str, most_cpu: float) -> tuple[Bar, ...]:
+    """Ours must take at most `most_cpu` times the peer's CPU seconds, in either order."""
+    return tuple(
+        Bar(ours=ours, peer=peer, least=round(1 / most_cpu, 2), rate="samples_per_cpu_s")
+        for ours in ("tarpon", "tarpon-shuffled")
+    )
+
+
+HTTP = Theme(
+    name="http",
+    title="Raw samples over HTTP, from an nginx on the same cores",
+    note=(
+        "nginx and the client share the cores and the loopback, the page cache is warm, and CPU "
+        "seconds are the client's alone. The consumer takes the length of every JPEG and the "
+        "value of every label; boto3, obstore, s3torchconnector and curl-multi fetch the tars' "
+        "bytes and look for no samples. An epoch of tarpon is 16 times the set, as shards of so "
+        "many names, because samples that are in memory at the end of an epoch serve the next one "
+        "too: of a set no larger than its window, that would be all of them. "
+        "What came over the network is told below; where it is less than what was handed over, "
+        "bars are void."
+    ),
+    rate="samples_per_s",
+    look="count",
+    ours="tarpon",
+    images=4096,
+    seconds=1.0,
+    served=True,
+    cases=(
+        _http_ours("tarpon", "tarpon.Loader, 2 threads", shuffle=False),
+        _http_ours(
+            "tarpon-shuffled",
+            "the same, shuffle=True, window_samples=4,096",
+            shuffle=True,
+            window=4096,
+        ),
+        _curl_multi("curl-multi", 8, "8 connections"),
+        _curl_multi(
+            "curl-multi-1", 1, "1 connection, whose memory never leaves the processor's cache"
+        ),
+        *map(_http_webdataset, (0, 2, 4)),
+        Case(
+            name="boto3",
+            what="boto3, 16 threads, ranges of 8 MiB",
+            peer="boto3_get",
+            settings={"threads": 16, "range_bytes": 8 << 20},
+        ),
+        _s3torch("sequential", 2),
+        _s3torch("range_based", 2),
+        _obstore("ranges", 4, "4 threads, ranges of 8 MiB"),
+        _obstore("stream", 4, "4 shards at once as streams, 8 MiB a piece"),
+    ),
+    bars=(
+        Bar(ours="tarpon", peer="curl-multi", least=0.9),
+        Bar(ours="tarpon-shuffled", peer="curl-multi", least=0.9),
+        *(
+            Bar(ours=ours, peer=peer, least=3.5)
+            for ours in ("tarpon", "tarpon-shuffled")
+            for peer in ("webdataset", "webdataset-2", "webdataset-4")
+        ),
+        *_per_cpu("boto3", 0.8),
+        *(
+            bar
+            for peer in ("s3torch-sequential", "s3torch-range", "obstore-ranges", "obstore-stream")
+            for bar in _per_cpu(peer, 0.9)
+        ),
+    ),
+)
+
+THEMES = (RAW, TOUCH, DECODE, HTTP)

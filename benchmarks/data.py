@@ -6,6 +6,7 @@ count and the same Pillow give the same bytes; what was made is kept and used ag
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -38,11 +39,15 @@ _PHOTOS = (
     "sklearn/datasets/images/china.jpg",
     "sklearn/datasets/images/flower.jpg",
 )
+LABELS = len(_PHOTOS)
+"""The label of sample `n` is ``n % LABELS``."""
+
 _ASPECTS = (4 / 3, 3 / 2, 5 / 4, 1.0, 16 / 9)
 _ASPECT_ODDS = (0.48, 0.29, 0.11, 0.07, 0.05)
 _QUALITIES = (75, 82, 88, 90, 92, 94, 96)
 _QUALITY_ODDS = (0.04, 0.05, 0.08, 0.12, 0.17, 0.22, 0.32)
 _SAMPLES_PER_SHARD = 512
+SHARDS = "shards"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +60,7 @@ class DataSet:
         crc: Sum of the images' CRC-32s, modulo 2^64: the same in any order.
         labels: Sum of the labels.
         width, height: Means in pixels.
+        url: Where `root` is served, or ``None``.
     """
 
     root: str
@@ -64,10 +70,32 @@ class DataSet:
     labels: int
     width: float
     height: float
+    url: str | None = None
 
     @property
     def shards(self) -> list[str]:
-        return [str(path) for path in sorted(Path(self.root, "shards").glob("*.tar"))]
+        return [str(path) for path in sorted(Path(self.root, SHARDS).glob("*.tar"))]
+
+    @property
+    def sources(self) -> list[str]:
+        """The shards as readers are to name them: URLs where the set is served."""
+        if self.url is None:
+            return self.shards
+        return [f"{self.url}/{SHARDS}/{os.path.basename(path)}" for path in self.shards]
+
+    def copies(self, count: int) -> list[str]:
+        """The sources `count` times, each time under other names."""
+        if count == 1:
+            return self.sources
+        folders = [f"{SHARDS}-{number}" for number in range(count)]
+        for folder in folders:
+            with contextlib.suppress(FileExistsError):
+                Path(self.root, folder).symlink_to(SHARDS)
+        return [
+            source.replace(f"/{SHARDS}/", f"/{folder}/")
+            for folder in folders
+            for source in self.sources
+        ]
 
     @property
     def indexes(self) -> list[str]:
@@ -100,13 +128,13 @@ def make(folder: Path, samples: int) -> DataSet:
 def _write(root: Path, samples: int) -> dict[str, Any]:
     import webdataset as wds  # brings torch, which the cases' own processes start faster without
 
-    (root / "shards").mkdir(parents=True, exist_ok=True)
-    for label in range(len(_PHOTOS)):
+    (root / SHARDS).mkdir(parents=True, exist_ok=True)
+    for label in range(LABELS):
         (root / "files" / str(label)).mkdir(parents=True, exist_ok=True)
     sums = np.zeros(3)
     crc = labels = 0
     for first in range(0, samples, _SAMPLES_PER_SHARD):
-        shard = root / "shards" / f"train-{first // _SAMPLES_PER_SHARD:06d}.tar"
+        shard = root / SHARDS / f"train-{first // _SAMPLES_PER_SHARD:06d}.tar"
         with wds.TarWriter(str(shard), mtime=0) as tar:
             numbers = range(first, min(first + _SAMPLES_PER_SHARD, samples))
             for number, (label, width, height, data) in zip(
@@ -118,7 +146,7 @@ def _write(root: Path, samples: int) -> dict[str, Any]:
                 sums += (len(data), width, height)
                 crc += zlib.crc32(data)
                 labels += label
-    tarpon.index(str(root / "shards"), force=True)
+    tarpon.index(str(root / SHARDS), force=True)
     return {
         "samples": samples,
         "bytes": int(sums[0]),
@@ -164,7 +192,7 @@ def _size(rng: np.random.Generator) -> tuple[int, int]:
 def picture(number: int) -> tuple[int, int, int, bytes]:
     """(label, width, height, JPEG): a crop of a photograph, flipped, sharpened, with noise."""
     rng = np.random.default_rng([RECIPE, number])
-    label = number % len(_PHOTOS)
+    label = number % LABELS
     photo = _photo(label)
     width, height = _size(rng)
     most = min(photo.width / width, photo.height / height)

@@ -38,6 +38,7 @@ class Tally:
         labels: Sum of the labels; 0 where a case has none.
         crc: Sum of CRC-32s modulo 2^64, for raw bytes, when looked at with "check".
         grey: Sum over images of their mean grey level, for pixels, when looked at with "check".
+        network_bytes: What came over the network meanwhile, where a case can tell.
     """
 
     look: Look = "count"
@@ -47,6 +48,7 @@ class Tally:
     crc: int = 0
     grey: float = 0.0
     touched: int = 0
+    network_bytes: int = 0
 
     def raw(
         self, samples: int, size: int, labels: int, pieces: Callable[[], Iterable[Any]]
@@ -89,6 +91,7 @@ class Run:
     crc: int
     grey: float
     epochs: int
+    network_bytes: int = 0
 
     @property
     def samples_per_s(self) -> float:
@@ -106,7 +109,8 @@ def _cpu_s() -> float:
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
     alive = (child.cpu_times() for child in psutil.Process().children(recursive=True))
-    return done + sum(times.user + times.system for times in alive)
+    # the sum of four: theirs, and that of their own children that ended
+    return done + sum(sum(times[:4]) for times in alive)
 
 
 def _peak_bytes() -> int:
@@ -146,6 +150,7 @@ def measure(epoch: Epoch, *, seconds: float, look: Look) -> Run:
         crc=tally.crc % 2**64,
         grey=tally.grey / tally.samples,
         epochs=number - (look != "check"),
+        network_bytes=tally.network_bytes,
     )
 
 

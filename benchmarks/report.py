@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks import scale
+from benchmarks.cases import Bar
 from benchmarks.measure import Run
 from benchmarks.runner import Result, Spread
 
@@ -27,6 +27,9 @@ _PACKAGES = (
     "mosaicml-streaming",
     "litdata",
     "simplejpeg",
+    "boto3",
+    "s3torchconnector",
+    "obstore",
 )
 _UNITS = {"samples_per_s": "samples/s", "samples_per_cpu_s": "images per CPU s"}
 _MIB = 1 << 20
@@ -89,7 +92,7 @@ def _cases_table(result: Result) -> list[str]:
         f"{_UNITS[theme.rate]}, median (range)",
         *(["samples/s, median (range)"] if per_cpu else []),
         "MB/s",
-        "CPU s per 1,000",
+        "CPU s per GB" if theme.served else "CPU s per 1,000",
         "peak RSS, MiB",
         f"`{theme.ours}` / it",
     ]
@@ -105,7 +108,7 @@ def _cases_table(result: Result) -> list[str]:
             ratio = f"{_number(result.ratio(theme.ours, case.name).median)}x"
         figures: list[Callable[[Run], float]] = [
             lambda run: run.bytes / run.seconds / 1e6,
-            lambda run: 1000 / run.samples_per_cpu_s,
+            _cpu_per_gb if theme.served else lambda run: 1000 / run.samples_per_cpu_s,
             lambda run: run.peak_bytes / _MIB,
         ]
         per_s = _spread(result.spread(case.name, lambda run: run.samples_per_s))
@@ -123,6 +126,31 @@ def _cases_table(result: Result) -> list[str]:
     return lines
 
 
+def _cpu_per_gb(run: Run) -> float:
+    return run.cpu_s / run.bytes * 1e9
+
+
+def _network(result: Result) -> list[str]:
+    """Of the cases that can tell: whether what they handed over came over the network."""
+    shares = [
+        f"`{case}` {_spread(result.spread(case, _from_network))}"
+        for case, runs in result.runs.items()
+        if any(run.network_bytes for run in runs)
+    ]
+    return ["", f"Bytes from the network per byte of JPEG: {', '.join(shares)}."] if shares else []
+
+
+def _from_network(run: Run) -> float:
+    return run.network_bytes / run.bytes
+
+
+def _met(result: Result, bar: Bar) -> str:
+    if result.theme.served and result.spread(bar.ours, _from_network).median < 1:
+        return "**void**: not all of it came over the network"
+    ratio = result.ratio(bar.ours, bar.peer, rate=bar.rate)
+    return "reached" if ratio.median >= bar.least else "**missed**"
+
+
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -135,15 +163,16 @@ def _bars_table(result: Result) -> list[str]:
     lines = ["", _row(heads), _row(["---"] * len(heads))]
     for bar in result.bars():
         name, least = f"`{bar.ours}` / `{bar.peer}`", f">= {bar.least:g}"
+        if bar.rate == "samples_per_cpu_s" != result.theme.rate:
+            least += " per CPU second"
         if not {bar.ours, bar.peer} <= result.runs.keys():
             lines.append(_row([name, "not installed", least, "**not measured**", ""]))
             continue
-        ratio = result.ratio(bar.ours, bar.peer)
         cells = [
             name,
-            _spread(ratio),
+            _spread(result.ratio(bar.ours, bar.peer, rate=bar.rate)),
             least,
-            "reached" if ratio.median >= bar.least else "**missed**",
+            _met(result, bar),
             _number(result.ratio(bar.ours, bar.peer, rate="samples_per_cpu_s").median),
         ]
         lines.append(_row(cells))
@@ -156,9 +185,12 @@ def markdown(
     runs: int,
     load: Sequence[float],
     plot: str | None,
-    huge: scale.ScaleResult | None = None,
+    sections: Sequence[Sequence[str]] = (),
 ) -> str:
-    """The whole page; `load` is the machine's load average before and after."""
+    """The whole page.
+
+    `load` is the machine's load average before and after; `sections` are what is not a theme.
+    """
     cores = len(os.sched_getaffinity(0))
     lines = [
         "# Benchmarks",
@@ -188,10 +220,11 @@ def markdown(
             f"{data.width:.0f} x {data.height:.0f} pixels on average. {theme.note}",
             "",
             *_cases_table(result),
+            *_network(result),
             *_bars_table(result),
         ]
-    if huge is not None:
-        lines += ["", *scale.lines(huge)]
+    for section in sections:
+        lines += ["", *section]
     return "\n".join(lines) + "\n"
 
 
@@ -223,7 +256,7 @@ def write(
     *,
     runs: int,
     load: Sequence[float],
-    huge: scale.ScaleResult | None = None,
+    sections: Sequence[Sequence[str]] = (),
 ) -> list[Path]:
     """Write the page to `output`, and beside it the plot of what ran; returns the files written."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -232,6 +265,6 @@ def write(
     if plot is not None:
         draw(drawn, plot)
     name = plot.name if plot is not None else None
-    page = markdown(results, runs=runs, load=load, plot=name, huge=huge)
+    page = markdown(results, runs=runs, load=load, plot=name, sections=sections)
     output.write_text(page, encoding="utf-8")
     return [output] if plot is None else [output, plot]

@@ -6,13 +6,15 @@ hit both sides, and their median is reported.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from benchmarks import ABSENT
 from benchmarks.cases import Bar, Case, Rate, Theme
 from benchmarks.data import DataSet
 from benchmarks.measure import Look, Run
+from tests.servers import nginx, process
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 600
@@ -148,7 +151,9 @@ def prove(theme: Theme, cases: Sequence[Case], data: DataSet) -> dict[str, str]:
             absent[case.name] = str(error)
             continue
         found: tuple[int, ...] = (run.samples, run.bytes, run.crc, run.labels)
-        expected: tuple[int, ...] = (data.samples, data.bytes, data.crc % 2**64, data.labels)
+        copies = case.settings.get("copies", 1)
+        facts = (data.samples, data.bytes, data.crc, data.labels)
+        expected = tuple(copies * fact % 2**64 for fact in facts)
         if case.proof == "grey":
             found, expected = found[:1], expected[:1]
             greys[case.name] = run.grey
@@ -161,6 +166,32 @@ def prove(theme: Theme, cases: Sequence[Case], data: DataSet) -> dict[str, str]:
         if abs(grey - greys[next(iter(greys))]) > _GREY_LEVELS:
             raise PeerError(f"{theme.name}: mean grey levels {greys}: {name} makes other pictures")
     return absent
+
+
+@contextlib.contextmanager
+def served(data: DataSet) -> Iterator[DataSet]:
+    """The set, with the URL of an nginx that serves it meanwhile.
+
+    Raises:
+        PeerError: nginx did not start.
+    """
+    with _nginx(Path(data.root)) as server:
+        yield dataclasses.replace(data, url=server.url)
+
+
+@contextlib.contextmanager
+def _nginx(folder: Path) -> Iterator[nginx.WebServer]:
+    try:
+        with nginx.running(folder) as server:
+            yield server
+    except process.ServerError as error:
+        raise PeerError(str(error)) from error
+
+
+def check_server() -> None:
+    """Raise PeerError where nginx cannot serve a set."""
+    with tempfile.TemporaryDirectory() as folder, _nginx(Path(folder)):
+        pass
 
 
 def run_theme(
@@ -177,12 +208,13 @@ def run_theme(
     `tick` is called before each run with what is about to run.
     """
     cases = [case for case in theme.cases if only is None or only in case.name]
-    tick("proof")
-    absent = prove(theme, cases, data)
-    present = [case for case in cases if case.name not in absent]
-    made: dict[str, list[Run]] = {case.name: [] for case in present}
-    for number in range(runs):
-        for case in present:
-            tick(f"round {number + 1} of {runs}, {case.name}")
-            made[case.name].append(run_case(case, data, seconds=seconds, look=theme.look))
+    with served(data) if theme.served else contextlib.nullcontext(data) as data:
+        tick("proof")
+        absent = prove(theme, cases, data)
+        present = [case for case in cases if case.name not in absent]
+        made: dict[str, list[Run]] = {case.name: [] for case in present}
+        for number in range(runs):
+            for case in present:
+                tick(f"round {number + 1} of {runs}, {case.name}")
+                made[case.name].append(run_case(case, data, seconds=seconds, look=theme.look))
     return Result(theme=theme, data=data, runs=made, absent=absent)

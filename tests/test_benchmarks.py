@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import data, report, runner, scale
-from benchmarks.cases import DECODE, RAW, THEMES, Case, Theme
+from benchmarks import data, remote, report, runner, scale
+from benchmarks.cases import DECODE, HTTP, RAW, THEMES, Case, Theme
 from benchmarks.measure import Run
+from tests.servers.fixtures import WebServers
 
 IMAGES = 24
 
@@ -111,6 +112,51 @@ def test_a_peer_reads_the_same_bytes_in_its_own_format(made: data.DataSet, name:
         pytest.skip(f"{absent[name]}; scripts/install_peers.sh")
 
 
+@pytest.fixture
+def served(made: data.DataSet, web_server: WebServers) -> data.DataSet:
+    return dataclasses.replace(made, url=web_server(Path(made.root)).url)
+
+
+def test_over_http_the_loader_and_the_ceiling_read_the_same_bytes(served: data.DataSet) -> None:
+    cases = of(HTTP, "tarpon", "tarpon-shuffled", "curl-multi")
+    assert len(cases) == 3
+    runner.prove(HTTP, cases, served)
+    other = dataclasses.replace(served, crc=served.crc + 1)
+    with pytest.raises(runner.PeerError, match=r"http/curl-multi: .* does not read the same bytes"):
+        runner.prove(HTTP, of(HTTP, "curl-multi"), other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["boto3", "webdataset-2", "s3torch-range", "obstore-ranges", "obstore-stream"]
+)
+def test_a_peer_reads_the_same_bytes_over_http(served: data.DataSet, name: str) -> None:
+    absent = runner.prove(HTTP, of(HTTP, name), served)
+    if absent:
+        pytest.skip(f"{absent[name]}; scripts/install_peers.sh")
+
+
+def test_the_ceiling_over_http_fails_where_a_shard_is_not_there(served: data.DataSet) -> None:
+    gone = dataclasses.replace(served, url=f"{served.url}/gone")
+    with pytest.raises(runner.PeerError, match=r"(?s)curl-multi: ended with 1.*own shards failed"):
+        runner.run_case(of(HTTP, "curl-multi")[0], gone, seconds=0, look="check")
+
+
+def test_a_bar_is_void_where_the_network_was_not_used(made: data.DataSet) -> None:
+    def page(network_bytes: int) -> str:
+        ours = run(samples=300, network_bytes=network_bytes)  # of 1,000 handed over
+        runs = {"tarpon": [ours], "curl-multi": [run()], "boto3": [run(cpu_s=0.3)]}
+        result = runner.Result(theme=HTTP, data=made, runs=runs)
+        return report.markdown([result], runs=1, load=(0.1, 0.2), plot=None)
+
+    assert "| `tarpon` / `curl-multi` | 3.00 (3.00 to 3.00) | >= 0.9 | reached |" in page(1000)
+    assert "| `tarpon` / `curl-multi` | 3.00 (3.00 to 3.00) | >= 0.9 | **void**:" in page(999)
+    assert "Bytes from the network per byte of JPEG: `tarpon` 1.00" in page(1000)
+    # per CPU second: 300 / 0.5 to 100 / 0.3
+    per_cpu = "| `tarpon` / `boto3` | 1.80 (1.80 to 1.80) | >= 1.25 per CPU second | reached |"
+    assert per_cpu in page(1000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["simplejpeg-scaled", "torch-files-draft"])
 def test_a_peer_decodes_the_same_pictures(made: data.DataSet, name: str) -> None:
@@ -185,6 +231,32 @@ def test_a_scale_bar_must_hold_in_the_worst_process() -> None:
     assert "| not installed (no DALI); make setup |" in page
 
 
+def test_first_batch_and_epochs_over_http(served: data.DataSet) -> None:
+    result = remote.run(served, quick=True, runs=2)
+    assert len(result.first_s) == len(result.http_s) == 2
+    # the list, an index and a range of a tar, one after the other, each 50 ms late
+    assert min(result.first_s) > 0.15
+    assert min(result.network) >= 1
+    page = "\n".join(remote.lines(result))
+    assert "| `first-batch`: cold, from a train.json of 20 shards, 50 ms added" in page
+
+
+def test_a_first_batch_of_other_samples_is_refused(served: data.DataSet) -> None:
+    other = dataclasses.replace(served, samples=IMAGES - 1)
+    with pytest.raises(runner.PeerError, match=r"(?s)first-batch: ended with 1.*labels"):
+        remote.run(other, quick=True, runs=1, only="first")
+
+
+def test_the_bars_over_http(made: data.DataSet) -> None:
+    result = remote.RemoteResult(
+        data=made, shards=1000, first_s=[0.4, 0.5, 0.7], requests=[9, 9, 9],
+        local_s=[10, 20, 10], http_s=[10.4, 20.6, 12], step_s=[1, 1, 1], network=[1, 1, 1],
+    )  # fmt: skip
+    page = "\n".join(remote.lines(result))
+    assert "500 (400 to 700) ms | < 600 ms in the worst process | **missed** |" in page
+    assert "| HTTP / local | 1.04 (1.03 to 1.2) | <= 1.05 | reached |" in page
+
+
 def measure(folder: Path, output: Path, *arguments: str) -> str:
     fixed = ["--quick", "--runs", "1", "--images", str(IMAGES), "--data", str(folder)]
     assert command.main([*fixed, "--output", str(output), *arguments]) == 0
@@ -218,6 +290,8 @@ def test_all_cases_of_all_themes_run(made: data.DataSet, folder: Path, tmp_path:
             assert f"{row} not installed" not in page or case.install != "make setup"
         for bar in theme.bars:
             assert f"| `{bar.ours}` / `{bar.peer}` |" in page
+    for name in remote.NAMES:
+        assert f"| `{name}`: " in page
     for huge in scale.CASES:
         for figure in huge.figures:
             assert re.search(rf"\| `{huge.name}`: .* \| {re.escape(figure.what)} \|", page)

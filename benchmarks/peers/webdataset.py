@@ -17,7 +17,7 @@ def _as_it_is(value: Any) -> Any:
 def make(data: DataSet, *, shuffle: bool, workers: int, batch: int) -> Epoch:
     """`workers` = 0: samples one by one, here. Otherwise workers hand over lists of `batch`."""
     samples = wds.WebDataset(
-        data.shards, shardshuffle=len(data.shards) if shuffle else False, empty_check=False
+        data.sources, shardshuffle=len(data.shards) if shuffle else False, empty_check=False
     )
     if shuffle:
         samples = samples.shuffle(1000)

@@ -1,7 +1,7 @@
 """Which samples of remote shards to read before their batches are asked for; see core/ahead.h.
 
 One window of the order is in memory, and the next one comes as it drains. Where there are no
-windows, samples come in the order of the shards or in none, and as many as 256 MiB hold are read
+windows, samples come in the order of the shards or in none, and as many as 64 MiB hold are read
 ahead. Nothing here reads: it only counts.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from tarpon._arguments import positive
@@ -17,10 +17,11 @@ from tarpon._order import WINDOW_BYTES, Order
 from tarpon.dataset import Dataset
 from tarpon.fields import Field
 
-_WINDOWLESS_BYTES = 256 << 20
+_WINDOWLESS_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20  # for requests that are under way while the window is still full
 _PAGE_BYTES = 4096  # what the last bytes of a member may waste
-_FASTER = 4  # each group after a cold start is so many times longer, up to a window
+_ASKED = 3  # batches that a loader asks for at once
+_FASTER = 4  # after a cold start the plan reaches so many times farther with each batch
 
 Place = tuple[int, int]  # epoch, position at which a global batch starts
 
@@ -62,7 +63,7 @@ class ReadAhead:
     planned: int = 0
     _asked: int = 0
     _next: Place | None = None
-    _ramp: int = field(default=1)
+    _reach: int = _ASKED  # batches that may be planned now
 
     @classmethod
     def of(
@@ -87,7 +88,7 @@ class ReadAhead:
 
     def forget(self) -> None:
         """Nothing is planned any more."""
-        self._next, self._ramp, self._asked = None, 1, self.planned
+        self._next, self._reach, self._asked = None, _ASKED, self.planned
 
     def asked(self) -> int:
         """One more batch was asked for; its number among the planned."""
@@ -99,7 +100,8 @@ class ReadAhead:
     ) -> Iterator[list[Place]]:
         """The batches to plan now that the next to be asked for is at `start`, group by group.
 
-        Small groups at first, so that the first batches do not wait for a whole window.
+        After a cold start just the batches that are asked for, one by one, so that the first does
+        not wait for a whole window; then farther with each batch that is taken.
         """
         if self.bytes == 0:
             return
@@ -108,20 +110,23 @@ class ReadAhead:
         # In batches; those of one epoch are a global batch apart.
         first, second = self._next, after(*self._next)
         each = second[1] - first[1] if second[0] == first[0] else self.span
-        ahead = max(-(-min(self.span, self.most) // max(each, 1)), 3)
-        while self.planned - self._asked < ahead:
+        window = max(-(-min(self.span, self.most) // max(each, 1)), _ASKED)
+        reach = window if self.in_blocks else min(self._reach, window)
+        while self.planned - self._asked < reach:
             group = [self._next]
             self._next = after(*self._next)
+            longest = 1 if self._reach == _ASKED and not self.in_blocks else window
             while (
-                len(group) < (ahead if self.in_blocks else min(self._ramp, ahead))
+                len(group) < longest
+                and self.planned + len(group) - self._asked < reach
                 and self._next[0] == group[0][0]
                 and self._next[1] // self.span == group[0][1] // self.span
             ):
                 group.append(self._next)
                 self._next = after(*self._next)
-            self._ramp *= _FASTER
             self.planned += len(group)
             yield group
+        self._reach *= _FASTER
 
 
 def window_bytes(span: int, mean: float, *, members: int, world_size: int) -> int:

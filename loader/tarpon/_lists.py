@@ -77,8 +77,8 @@ def _join(base: str, url: str) -> str:
         return f"s3://{bucket}{joined}{slash}"
     if is_remote(base):
         return urljoin(base, url)
-    folder = Path(base if base.endswith("/") else posixpath.dirname(base))
-    return f"{folder / local_path(url)}{slash}"
+    beside = Path(base if base.endswith("/") else posixpath.dirname(base))
+    return f"{beside / local_path(url)}{slash}"
 
 
 def _base(shown: str, document: dict[str, Any], base: str) -> str:

@@ -96,8 +96,9 @@ def plan(
     ``local_bytes``: batches in use and in the making of one rank. ``remote_bytes``: those and what
     it holds of a window, were the shards remote. ``requests``: range GETs of all ranks together:
     each chunk is one, or more where it crosses shards, 6 MiB or the end of a lane's window; where
-    ranks share lanes, each of them asks for every chunk. ``requests_for_indexes``: one for each shard and rank at most, the
-    first epoch's. ``dollars``: of both. ``requests_per_s``: of all ranks at `samples_per_s`.
+    ranks share lanes, each of them asks for every chunk. ``requests_for_indexes``: one for each
+    shard and rank at most, the first epoch's. ``dollars``: of both. ``requests_per_s``: of all
+    ranks at `samples_per_s`.
     """
     mean = dataset.total_bytes / len(dataset)
     batches = math.ceil(_HELD_BATCHES * batch_size * mean)
