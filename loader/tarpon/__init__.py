@@ -22,6 +22,7 @@ from tarpon.fields import (
     Text,
 )
 from tarpon.loader import Loader
+from tarpon.store import Store
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "RandomResizedCrop",
     "Raw",
     "StateMismatchError",
+    "Store",
     "StoreError",
     "TarponError",
     "Text",

@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from tarpon import _core
 from tarpon._order import Int64s
-from tarpon._shards import Shard, Shards, resolve
+from tarpon._shards import Shard, Shards, named, resolve
+from tarpon._url import file_name, is_remote
 from tarpon.errors import StoreError
+from tarpon.store import Store
 
 
 class Dataset(Sequence[dict[str, bytes]]):
@@ -34,13 +36,14 @@ class Dataset(Sequence[dict[str, bytes]]):
         CorruptShardError: A shard or index breaks its format, or they disagree.
     """
 
-    def __init__(self, shards: Shards) -> None:
-        name = "of a list"
-        if isinstance(shards, str | os.PathLike):
-            name = repr(os.fspath(shards))
-        self._open(resolve(shards), name)
+    def __init__(self, shards: Shards, *, store: Store | None = None) -> None:
+        name = named(shards) if isinstance(shards, str | os.PathLike) else "of a list"
+        self._open(resolve(shards, store), name)
 
     def _open(self, shards: list[Shard], name: str) -> None:
+        for shard in shards:
+            if is_remote(shard.path):
+                raise StoreError(f"{shard.path}: remote tars cannot be read yet; copy them here")
         self._shards, self._name = shards, name
         self._core = _core.Dataset([(s.path, s.samples, s.bytes) for s in shards])
         self._pid = os.getpid()
@@ -73,7 +76,7 @@ class Dataset(Sequence[dict[str, bytes]]):
         """Hex digest of each shard's name, sample count and size: what a state is bound to."""
         digest = hashlib.sha256()
         for shard, samples in zip(self._shards, self.core.shard_samples(), strict=True):
-            digest.update(f"{Path(shard.path).name}\0{samples}\0{_size(shard)}\n".encode())
+            digest.update(f"{file_name(shard.path)}\0{samples}\0{_size(shard)}\n".encode())
         return digest.hexdigest()[:32]
 
     @functools.cached_property
@@ -202,9 +205,12 @@ def _size(shard: Shard) -> int:
         raise StoreError(f"{shard.path}: {error.strerror or error}") from error
 
 
-def open(shards: Shards | Dataset) -> Dataset:
-    """Open shards for random access; see `Dataset`. One that is open already stays as it is."""
-    return shards if isinstance(shards, Dataset) else Dataset(shards)
+def open(shards: Shards | Dataset, *, store: Store | None = None) -> Dataset:
+    """Open shards for random access; see `Dataset`. One that is open already stays as it is.
+
+    `store` says how remote ones are reached; ``None``: as the environment tells.
+    """
+    return shards if isinstance(shards, Dataset) else Dataset(shards, store=store)
 
 
 def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:
@@ -224,12 +230,13 @@ def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:
     return View(open(shards), indices)
 
 
-def index(shards: Shards, *, force: bool = False) -> list[Path]:
+def index(shards: Shards, *, force: bool = False, store: Store | None = None) -> list[Path]:
     """Write DALI's ``.idx`` beside each tar that has none, from one pass over its headers.
 
     Args:
         shards: Anything `open` takes.
         force: Also replace the indexes that are there.
+        store: How a remote shard list is reached; the tars it names must be local.
 
     Returns:
         The index files written, in order.
@@ -237,10 +244,17 @@ def index(shards: Shards, *, force: bool = False) -> list[Path]:
     Raises:
         CorruptShardError: Not a plain tar, or a name with white space, which the format cannot
             hold. Nothing is written for that shard.
-        StoreError: The folder cannot be written.
+        StoreError: The folder cannot be written, or a tar is remote: nothing is written then.
     """
     written = []
-    for shard in resolve(shards):
+    found = resolve(shards, store)
+    for shard in found:
+        if is_remote(shard.path):
+            raise StoreError(
+                f"{shard.path}: a remote tar, expected a local one, as its index is written "
+                "beside it; run this where the tars are written, and upload both"
+            )
+    for shard in found:
         path = sidecar(shard.path)
         if force or not path.exists():
             write_sidecar(shard.path)
