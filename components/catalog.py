@@ -111,10 +111,9 @@ def read(url: str, columns: list[str] | None = None) -> pa.Table:
 
 def newest(store: Store, dataset_name: str) -> str | None:
     """URL of the dataset's catalog written last, or None when it has none yet."""
-    found = [rel for rel in store.list(f"{dataset_name}/catalog") if rel.endswith(_PART)]
-    if not found:
-        return None
-    return store.url(max(found, key=lambda rel: (store.modified_s(rel), rel)))
+    entries = store.entries(f"{dataset_name}/catalog").items()
+    found = [(entry.modified_s, rel) for rel, entry in entries if rel.endswith(_PART)]
+    return store.url(max(found)[1]) if found else None
 
 
 def check_name(dataset_name: str) -> None:

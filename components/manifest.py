@@ -1,7 +1,7 @@
 """What a published version is: its manifest, its shard lists and the digest that names its content.
 
     <root>/<dataset>/<version>/dataset.json     the manifest, written last of all
-    <root>/<dataset>/<version>/<split>.json     a wids shard list per split
+    <root>/<dataset>/<version>/<split>.json     a wids shard list per split, on S3 with ETags
     <root>/<dataset>/<version>/leakage.json     the split's proof
 
 A version without `dataset.json` does not exist.  This module reads and writes these files and
@@ -40,6 +40,8 @@ class ShardInfo:
         filesize: Bytes of the tar.
         md5sum: Of the whole tar, for readers of wids lists.
         sha256: Of the whole tar.
+        etag: Of the object, as S3 sends it, quotes included, for a reader's If-Match; None in a
+            folder, and then not in the list.
     """
 
     url: str
@@ -47,6 +49,11 @@ class ShardInfo:
     filesize: int
     md5sum: str
     sha256: str
+    etag: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the shard list has it."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,15 +179,32 @@ def readable(dataset_url: str) -> Manifest | None:
 
 
 def write(manifest: Manifest) -> str:
-    """Write `dataset.json` atomically, and with it the version exists; returns its URL.
+    """Write `dataset.json`, and with it the version exists; returns its URL.
+
+    A damaged one is replaced; one that can be read is not.
 
     Raises:
+        ConflictError: The version is published already, or is just now, with another manifest.
         StoreError: The store cannot be written.
     """
     store, folder = split_url(manifest.url)
     values = dataclasses.asdict(manifest)
     del values["url"]
-    return store.write_bytes(f"{folder}/{DATASET}", dump(values))
+    rel, over = f"{folder}/{DATASET}", None
+    if store.exists(rel) and readable(manifest.url) is None:
+        over = store.read_bytes(rel)
+    return store.publish(rel, dump(values), over=over)
+
+
+def renew(store: Store, rel: str, content: bytes) -> None:
+    """Put a file of a version that is not published yet; nothing happens where it is the same.
+
+    Raises:
+        ConflictError: Another run is making this version at the same moment.
+        StoreError: The store cannot be written.
+    """
+    found = store.read_bytes(rel) if store.exists(rel) else None
+    store.publish(rel, content, over=found)
 
 
 def read_shard_list(dataset_url: str, split: str) -> list[ShardInfo]:
@@ -212,7 +236,7 @@ def shard_list(shards: Sequence[ShardInfo]) -> bytes:
         {
             "__kind__": _WIDS_KIND,
             "wids_version": 1,
-            "shardlist": [dataclasses.asdict(shard) for shard in shards],
+            "shardlist": [shard.to_dict() for shard in shards],
         }
     )
 
@@ -251,6 +275,7 @@ __all__ = [
     "read",
     "read_shard_list",
     "readable",
+    "renew",
     "shard_list",
     "write",
 ]

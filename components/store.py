@@ -1,24 +1,19 @@
-"""Where catalogs, shards and manifests lie: a folder today, addressed as if it were a bucket.
+"""Where catalogs, shards and manifests lie: a local folder or an S3 bucket, behind one interface.
 
-Every object appears whole or not at all: it is written under a temporary name in its own folder,
-flushed to disk and renamed.  Writing the same object twice is harmless.  This module does not
-know what the objects mean, never deletes a finished one and holds no credentials.
+Every object appears whole or not at all.  Writing the same object twice is harmless; what two
+runs might write differently at the same time goes through `publish`, which lets one of them win
+and tells the other.  This module does not know what the objects mean and holds no credentials.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
-import errno
 import os
 import re
-import secrets
-import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeGuard
-
-STALE_TEMP_S = 3600.0
-"""A temporary file older than this belongs to a writer that died; its successor removes it."""
+from typing import IO, Any
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _TEMP_SUFFIX = ".tmp"
@@ -32,44 +27,93 @@ class UnsupportedStoreError(StoreError):
     """The URL names a kind of store that this version cannot use."""
 
 
-class Store:
-    """One store root.  Object names are relative, with forward slashes: `flowers/v3/train.json`.
+class ConflictError(StoreError):
+    """Another run wrote other content under the same name; neither was overwritten."""
 
-    Safe for any number of processes at once: two writers of one object both succeed and the last
-    rename wins, so a reader sees one of the two, never a mixture.
 
-    Args:
-        root: A folder, or the same as a `file://` URL.  It need not exist yet: the first write
-            makes it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a listing says of one object.
 
-    Raises:
-        UnsupportedStoreError: The root names another kind of store, such as `s3://`.
+    Attributes:
+        size: Bytes.
+        modified_s: When it was last written, in seconds since the epoch.
+        etag: The ETag as the server sends it, quotes included; None in a folder.
     """
 
-    __slots__ = ("_root",)
+    size: int
+    modified_s: float
+    etag: str | None = None
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self._root = local_path(root)
+
+class Store(abc.ABC):
+    """One store root.  Object names are relative, with forward slashes: `flowers/v3/train.json`.
+
+        Store("/data/tarpon")            # a LocalStore; file:///data/tarpon too
+        Store("s3://bucket/some/prefix") # an S3Store; endpoint and credentials from the environment
+
+    Safe for any number of processes at once: two writers of one object both succeed and the last
+    wins, so a reader sees one of the two, never a mixture.
+
+    Args:
+        root: The folder or bucket.  A folder need not exist yet: the first write makes it.
+
+    Raises:
+        UnsupportedStoreError: The root names another kind of store, such as `gs://`.
+        StoreError: The root names nothing.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, root: str | os.PathLike[str]) -> Store:
+        return object.__new__(_kind(root) if cls is Store else cls)
+
+    @abc.abstractmethod
+    def __init__(self, root: str | os.PathLike[str]) -> None: ...
 
     def __repr__(self) -> str:
-        return f"Store({str(self._root)!r})"
+        return f"Store({self.root!r})"
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.root,)
 
     @property
+    @abc.abstractmethod
     def root(self) -> str:
-        """The absolute path of the root."""
-        return str(self._root)
+        """The root's absolute path or its URL, without a slash at the end."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the root."""
+        return self.root.rpartition("/")[2]
 
     def url(self, *parts: str) -> str:
         """The full URL of an object or folder below the root; it need not exist."""
-        return str(self._root.joinpath(*(self._checked(part) for part in parts)))
+        return "/".join([self.root.rstrip("/"), *(self._checked(part) for part in parts)])
 
-    def path(self, rel: str) -> Path:
-        """The local path of an object, for libraries that read files themselves."""
-        return self._root / self._checked(rel)
+    @abc.abstractmethod
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Every finished object below a folder, by its name relative to the root, sorted.
 
+        Raises:
+            StoreError: The store cannot be listed.
+        """
+
+    def list(self, prefix: str = "") -> list[str]:
+        """The names that `entries` has."""
+        return [*self.entries(prefix)]
+
+    @abc.abstractmethod
+    def stat(self, rel: str) -> Entry:
+        """What a listing would say of one object.
+
+        Raises:
+            StoreError: There is no such object.
+        """
+
+    @abc.abstractmethod
     def exists(self, rel: str) -> bool:
         """Whether a finished object of this name is there."""
-        return self.path(rel).is_file()
 
     def size(self, rel: str) -> int:
         """Bytes in the object.
@@ -77,21 +121,23 @@ class Store:
         Raises:
             StoreError: There is no such object.
         """
-        try:
-            return self.path(rel).stat().st_size
-        except OSError as error:
-            raise self._missing(rel, error) from error
+        return self.stat(rel).size
 
+    @abc.abstractmethod
     def read_bytes(self, rel: str) -> bytes:
         """The whole object.
 
         Raises:
             StoreError: Missing or unreadable.
         """
-        try:
-            return self.path(rel).read_bytes()
-        except OSError as error:
-            raise self._missing(rel, error) from error
+
+    @abc.abstractmethod
+    def open(self, rel: str) -> IO[bytes]:
+        """The object as a stream, to be read from its start to its end and closed.
+
+        Raises:
+            StoreError: Missing or unreadable; reading may raise it too.
+        """
 
     def write_bytes(self, rel: str, data: bytes) -> str:
         """Put one small object, whole or not at all; returns its URL.
@@ -103,72 +149,45 @@ class Store:
             file.write(data)
         return self.url(rel)
 
-    @contextlib.contextmanager
-    def open_temp(self, rel: str) -> Iterator[IO[bytes]]:
-        """A binary file to fill; it becomes the object when the `with` block ends without error.
+    @abc.abstractmethod
+    def open_temp(self, rel: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A local binary file to fill; the object appears when the `with` block ends without error.
 
-        The file lies beside its target (`file.name` is its path), so the final rename never
-        copies.  After an exception nothing is left; after a kill, a hidden `.tmp` file that the
-        next writer of the same object clears away.
+        After an exception nothing is left.
 
         Raises:
             StoreError: The store cannot be written.
         """
-        target = self.path(rel)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(target)
-            temp = target.parent / f".{target.name}.{secrets.token_hex(6)}{_TEMP_SUFFIX}"
-            file = temp.open("xb")
-        except OSError as error:
-            raise self._unwritable(str(target), error) from error
-        try:
-            with file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temp.rename(target)
-            _sync_folder(target.parent)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                temp.unlink(missing_ok=True)
-            if _is_about(error, temp):
-                raise self._unwritable(str(target), error) from error
-            raise
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Names of all finished objects below a folder, relative to the root, sorted."""
-        folder = self.path(prefix) if prefix else self._root
-        found = []
-        for parent, _, names in os.walk(folder):
-            base = Path(parent).relative_to(self._root)
-            found += [(base / name).as_posix() for name in names if not _is_temp(name)]
-        return sorted(found)
+    @abc.abstractmethod
+    def publish(self, rel: str, data: bytes, *, over: bytes | None = None) -> str:
+        """Put a small object that other runs may be putting too; returns its URL.
 
-    def modified_s(self, rel: str) -> float:
-        """When the object was last written, in seconds since the epoch.
+        Args:
+            rel: The object.
+            data: Its content.  If it is there already with just this content, all is well.
+            over: What was read and may be replaced; None where there was nothing.
 
         Raises:
-            StoreError: There is no such object.
+            ConflictError: Other content is there than `data` and `over`; it stays.
+            StoreError: The store cannot be written.
         """
-        try:
-            return self.path(rel).stat().st_mtime
-        except OSError as error:
-            raise self._missing(rel, error) from error
 
+    @abc.abstractmethod
+    def remove(self, rel: str) -> None:
+        """Remove one object, if it is there.
+
+        Raises:
+            StoreError: It cannot be removed.
+        """
+
+    @abc.abstractmethod
     def check_writable(self) -> None:
-        """Make the root and prove that an object can be put there, so that a step fails early.
+        """Prove that an object can be put there, so that a step fails early.
 
         Raises:
             StoreError: It cannot; the message says why.
         """
-        probe = self._root / f".probe.{secrets.token_hex(6)}{_TEMP_SUFFIX}"
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            probe.touch(exist_ok=False)
-            probe.unlink()
-        except OSError as error:
-            raise self._unwritable(str(self._root), error) from error
 
     def _checked(self, rel: str) -> str:
         if rel.startswith("/") or ".." in rel.split("/"):
@@ -178,22 +197,28 @@ class Store:
             )
         return rel
 
-    def _missing(self, rel: str, error: OSError) -> StoreError:
-        found = "no such object" if isinstance(error, FileNotFoundError) else error.strerror
-        return StoreError(f"{self.root}/{rel}: {found}; check the store root and the version")
+    def _conflict(self, rel: str, *, expected_none: bool) -> ConflictError:
+        expected = "nothing there" if expected_none else "what this run had read there"
+        return ConflictError(
+            f"{self.url(rel)}: another run has written it with other content, expected {expected}; "
+            "only one run can make a version: wait for the other and run again, or choose another "
+            "data.version"
+        )
 
-    @staticmethod
-    def _unwritable(where: str, error: OSError) -> StoreError:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = (
-            "make room or set store.root to another disk"
-            if full
-            else ("set store.root to one or correct its permissions")
-        )
-        expected = "room for it" if full else "a writable folder"
-        return StoreError(
-            f"{where}: cannot be written ({error.strerror or error}), expected {expected}; {remedy}"
-        )
+
+def _kind(root: str | os.PathLike[str]) -> type[Store]:
+    if is_s3(root):
+        from components.store_s3 import S3Store  # boto3 takes a moment to import
+
+        return S3Store
+    from components.store_local import LocalStore
+
+    return LocalStore
+
+
+def is_s3(url: str | os.PathLike[str]) -> bool:
+    """Whether a store root or an object's URL is on S3."""
+    return os.fspath(url).lower().startswith("s3://")
 
 
 def split_url(url: str) -> tuple[Store, str]:
@@ -202,6 +227,9 @@ def split_url(url: str) -> tuple[Store, str]:
     Raises:
         UnsupportedStoreError: The URL names a kind of store that this version cannot use.
     """
+    if is_s3(url):
+        folder, _, name = url.rstrip("/").rpartition("/")
+        return Store(folder), name
     path = local_path(url)
     return Store(path.parent), path.name
 
@@ -219,8 +247,8 @@ def local_path(url: str | os.PathLike[str]) -> Path:
     scheme = _SCHEME.match(text)
     if scheme and scheme[1].lower() != "file":
         raise UnsupportedStoreError(
-            f"{without_secrets(text)}: {scheme[1]}:// stores are not supported yet, "
-            "expected a local folder; set store.root to one"
+            f"{without_secrets(text)}: {scheme[1]}:// stores are not supported, "
+            "expected a local folder or s3://bucket/prefix; set store.root to one"
         )
     return Path(os.path.abspath(os.path.expanduser(text.removeprefix("file://"))))
 
@@ -230,32 +258,11 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(://)(?:[^/\s]*@)?([^?\s]*)(?:\?\S*)?", r"\1\2", text)
 
 
-def _is_about(error: BaseException, temp: Path) -> TypeGuard[OSError]:
-    """Whether writing the file failed, rather than something else inside the `with` block."""
-    return (
-        isinstance(error, OSError)
-        and not isinstance(error, StoreError)
-        and error.errno is not None
-        and str(error.filename or temp) in (str(temp), str(temp.parent))
-    )
-
-
-def _is_temp(name: str) -> bool:
+def is_temp(name: str) -> bool:
+    """Whether a name, without its folder, is that of an unfinished object."""
     return name.startswith(".") and name.endswith(_TEMP_SUFFIX)
 
 
-def _remove_stale(target: Path) -> None:
-    """Clear away what killed writers of this very object left behind."""
-    for temp in target.parent.glob(f".{target.name}.*{_TEMP_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - temp.stat().st_mtime > STALE_TEMP_S:
-                temp.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def temp_name(name: str, unique: Any) -> str:
+    """The name of an unfinished object; `is_temp` knows it."""
+    return f".{name}.{unique}{_TEMP_SUFFIX}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from components.store import Store, StoreError
+from components.store import Store, StoreError, is_s3, local_path
 from pipelines import compose, environment, usage
 from pipelines.config import Config, ConfigError
 from pipelines.local import LocalRun, PipelineFailed
@@ -24,6 +24,9 @@ from pipelines.terminal import Terminal
 
 RUNS = ".runs"
 """Folder under the store root that keeps, per local run, its settings, logs and reports."""
+
+HERE = "tarpon-data"
+"""What has that folder, where one stands, when the store root is no folder of this machine."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,10 +127,13 @@ def _save(folder: Path, config: Config, overrides: Sequence[str]) -> None:
 
 
 def _run_folder(config: Config) -> Path:
-    """A new folder for this run's settings, logs and reports, beside the data it makes."""
-    store = Store(config.store.root)
-    store.check_writable()
+    """A new folder for this run's settings, logs and reports, beside the data it makes.
+
+    Whether a bucket can be written is left to the first step, which has its endpoint.
+    """
+    root = HERE if is_s3(config.store.root) else config.store.root
+    Store(root).check_writable()
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = store.path(RUNS) / f"{moment}-{secrets.token_hex(2)}"
+    folder = local_path(root) / RUNS / f"{moment}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
     return folder

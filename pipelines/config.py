@@ -73,7 +73,9 @@ class Data:
     """What is read, and what it is called once it is ours."""
 
     source: str | None = _key(
-        "where the images are: a folder whose sub-folders are the classes", example="photos"
+        "where the images are: a folder or s3://bucket/prefix whose sub-folders are the classes, "
+        "or a manifest (.csv, .jsonl, .parquet) with the columns uri and label",
+        example="photos",
     )
     name: str = _key("name of the dataset; a folder under store.root", example="flowers")
     version: str | None = _key(
@@ -93,7 +95,9 @@ class Data:
 class Store:
     """Where catalogs and shards are kept."""
 
-    root: str = _key("folder that holds catalogs and shards", example="tarpon-data")
+    root: str = _key(
+        "folder or s3://bucket/prefix that holds catalogs and shards", example="tarpon-data"
+    )
     endpoint: str | None = _key(
         "S3 endpoint; travels as AWS_ENDPOINT_URL_S3, never in the config of a run",
         example="http://minio:9000",
@@ -108,7 +112,9 @@ class Store:
 class Ingest:
     """How images are read and judged."""
 
-    workers: int | None = _key("threads that read and decode; null means one per core")
+    workers: int | None = _key(
+        "threads that read and decode; null: one per core, at least 16 for files on the network"
+    )
     max_pixels: int = _key("larger images are quarantined as decompression bombs")
     group: str | None = _key(
         "regular expression searched in each file's path below data.source, whose first (..) is "

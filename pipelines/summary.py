@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.store import without_secrets
+from components.store import is_s3, without_secrets
 from pipelines.config import Config
 from pipelines.local import StepResult
 
@@ -78,12 +78,16 @@ def _next_line(reports: Mapping[str, Mapping[str, Any]], config: Config) -> Iter
     dataset = reports.get("seal")
     if dataset is None or "train" in reports:
         return
-    root = os.path.relpath(config.store.root)
+    root = config.store.root
+    if not is_s3(root) and not os.path.relpath(root).startswith(".."):
+        root = os.path.relpath(root)
     chosen = {
         "data.version": dataset["version"],
         "data.name": config.data.name,
-        "store.root": root if not root.startswith("..") else config.store.root,
+        "store.root": root,
     }
+    if is_s3(root) and config.store.endpoint:
+        chosen["store.endpoint"] = without_secrets(config.store.endpoint)
     words = [f"{key}={value}" for key, value in chosen.items()]
     yield f"train on it with: {_command('python')} -m pipelines {shlex.join(words)}"
 

@@ -17,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; prints the report as JSON and returns its exit status."""
     parser = argparse.ArgumentParser(prog="components.ingest", description=run.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", help="folder with one subfolder of images per class")
+    parser.add_argument(
+        "source", help="folder or s3:// prefix with a subfolder per class, or a manifest"
+    )
     parser.add_argument("--root", default="tarpon-data", help="store root (default tarpon-data)")
     parser.add_argument("--name", default="photos", help="dataset name (default photos)")
     parser.add_argument("--workers", type=int, help="threads (default: one per usable CPU)")

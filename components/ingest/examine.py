@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tarpon._pillow import UndecodableError, decode
 
-from components import phash
+from components import phash, sources
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's names of the formats that are tried, whatever a file's name says."""
@@ -61,7 +61,8 @@ class Seen:
         phash: Of the picture as shown; None exactly when the file cannot be used.
         reason: Why it cannot be used, in two or three words to be counted by; None when it can.
         detail: The rest of that sentence.
-        etag: Size and modification time, taken before the bytes were read, and `RULES`.
+        etag: Size and modification time, taken before the bytes were read, or what the server
+            calls the content's ETag; and `RULES`.
     """
 
     sample_id: str
@@ -94,19 +95,36 @@ def etag(path: str) -> str:
     return f"{info.st_size}-{info.st_mtime_ns}-{RULES}"
 
 
-def examine(path: str, *, max_pixels: int) -> Seen:
+def examine(
+    path: str, *, max_pixels: int, listed: str | None = None, old: Seen | None = None
+) -> Seen:
     """Read, hash and fully decode one file.  Call it inside `pillow_settings`.
 
     Args:
-        path: The file.
+        path: The file, or its URL.
         max_pixels: A picture of more is not decoded: it may be a decompression bomb.
+        listed: The ETag that a listing gave it.
+        old: What was seen earlier, and is the answer where the file has not changed since.
+
+    Raises:
+        StoreError: The whole store does not answer; see `sources`.
     """
-    data = b""
-    tag = etag(path)
+    data, suffix = b"", f"-{RULES}"
+    tag = f"{listed}{suffix}" if listed else "" if sources.is_remote(path) else etag(path)
+    if old is not None and tag and old.etag == tag:
+        return old
     try:
-        data = _read(path)
+        if sources.is_remote(path):
+            known = old.etag.removesuffix(suffix) if old and old.etag.endswith(suffix) else None
+            answer = sources.fetch(path, unless=known, max_bytes=MAX_BYTES)
+            if answer is None:
+                assert old is not None  # only its ETag can have been answered so
+                return old
+            data, tag = answer[0], f"{answer[1]}{suffix}" if answer[1] else ""
+        else:
+            data = _read(path)
         found = _decode(data, max_pixels)
-    except _UnusableError as error:
+    except (_UnusableError, sources.SourceError) as error:
         found = Seen(sample_id="", reason=error.reason, detail=error.detail)
     return Seen(
         sample_id=hashlib.sha256(data).hexdigest(),

@@ -1,4 +1,4 @@
-"""Ingest: a folder of images becomes a catalog that knows every file, good or bad.
+"""Ingest: the images of a source become a catalog that knows every file, good or bad.
 
     scan names --> examine each file (threads) --> compare the files --> catalog
 
@@ -16,22 +16,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from tarpon.cpus import usable_cpus
 
 from components import catalog, rules
-from components.ingest.examine import Seen, etag, examine, pillow_settings
-from components.ingest.files import ImageFile, IngestError, Listing, scan
+from components.ingest import rows
+from components.ingest.examine import Seen, examine, pillow_settings
+from components.ingest.files import ImageFile, IngestError, Listing, is_manifest, scan
 from components.progress import track
 from components.report import Report
 from components.rules import MAX_PIXELS
-from components.store import Store, StoreError
+from components.sources import SIGNED, is_remote
+from components.store import Store, StoreError, without_secrets
 
 NAMED_IGNORED = 50
 """Ignored files named in the report; all are counted."""
+
+FETCHERS = 16
+"""Files fetched at once: most of the time each is waited for."""
 
 _log = logging.getLogger(__name__)
 _BATCH = 32  # files per task of the pool
@@ -75,16 +79,17 @@ def ingest(
     max_pixels: int = MAX_PIXELS,
     group: str | None = None,
 ) -> IngestReport:
-    """Catalogue the images below a folder, the class of each being the folder it lies in.
+    """Catalogue the images of a source; below a folder the class is the folder a file lies in.
 
-    The same files give the same catalog id.  Files whose size and time are those of the dataset's
-    newest catalog are not decoded again.
+    The same files give the same catalog id.  Files whose size and time, or ETag, are those of the
+    dataset's newest catalog are not decoded again, and not fetched.
 
     Args:
-        source: The folder.
+        source: A folder, `s3://bucket/prefix`, or a manifest file (see `rows`), local or on S3.
         root: The store root that takes the catalog.
         name: The dataset's name.
-        workers: Threads that decode; the number of usable CPUs when None.
+        workers: Threads that fetch and decode; when None the number of usable CPUs, and at least
+            `FETCHERS` where files come over the network.
         max_pixels: A picture of more is quarantined, not decoded.
         group: A regular expression searched in each file's path below the source (with '/'); what
             its first (..) captures is the sample's group, for split strategy `group`.  A file
@@ -97,8 +102,7 @@ def ingest(
         StoreError: The store cannot be written.
         catalog.CatalogError: The name will not do.
     """
-    workers = usable_cpus() if workers is None else workers
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise IngestError(f"ingest.workers={workers}: expected at least 1; null is one per CPU")
     try:
         rules.check_max_pixels(max_pixels)
@@ -107,19 +111,28 @@ def ingest(
         raise IngestError(str(error)) from error
     store = Store(root)
     catalog.check_name(name)
-    listing = scan(source)
+    listing = rows.scan(source) if is_manifest(source) else scan(source)
     store.check_writable()
+    if workers is None:
+        remote = any(is_remote(image.path) for image in listing.images)
+        workers = max(usable_cpus(), FETCHERS if remote else 1)
 
     known = _reusable(store, name, max_pixels)
     seen, reused = _examine_all(listing.images, known, workers=workers, max_pixels=max_pixels)
-    rows = [_row(image, result) for image, result in zip(listing.images, seen, strict=True)]
-    _compare(rows)
+    lacking = (
+        "lies directly in the source, expected a class folder"
+        if listing.columns is None
+        else "has no label in the manifest, expected one"
+    )
+    pairs = zip(listing.images, seen, strict=True)
+    found = [_row(image, result, lacking) for image, result in pairs]
+    _compare(found)
     now = datetime.datetime.now(datetime.UTC)
-    groups = _groups(listing, group)
-    for row, found in zip(rows, groups, strict=True):
-        row.update(group=found, source=listing.source, ingested_at=now)
-    ref = catalog.write(store, name, pa.Table.from_pylist(rows, schema=catalog.SCHEMA))
-    report = _report(ref, listing, rows, reused)
+    for row, its_group in zip(found, _groups(listing, group), strict=True):
+        row.update(group=its_group, source=listing.source, ingested_at=now)
+    table = pa.Table.from_pylist(found, schema=catalog.SCHEMA)
+    ref = catalog.write(store, name, rows.with_columns(table, listing.columns, group=group))
+    report = _report(ref, listing, found, reused)
     _warn(report, listing)
     return report
 
@@ -131,14 +144,14 @@ def _examine_all(
 
     def one(image: ImageFile) -> tuple[Seen, bool]:
         old = known.get(image.path)
-        if old is not None and old.etag == etag(image.path):
-            return old, True
-        return examine(image.path, max_pixels=max_pixels), False
+        seen = examine(image.path, max_pixels=max_pixels, listed=image.etag, old=old)
+        return seen, seen is old
 
     def batch(part: list[ImageFile]) -> list[tuple[Seen, bool]]:
         return [one(image) for image in part]
 
-    parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    size = max(1, min(_BATCH, len(images) // workers))
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ingest")
     try:
         with pillow_settings():
@@ -161,24 +174,26 @@ def _reusable(store: Store, name: str, max_pixels: int) -> dict[str, Seen]:
         if url is None:
             return {}
         fields = ["sample_id", "bytes", "format", "width", "height", "mode", "phash", "etag"]
-        rows = catalog.read(url, ["uri", *fields]).to_pylist()
+        known = catalog.read(url, ["uri", *fields]).to_pylist()
     except (catalog.CatalogError, StoreError) as error:
         _log.warning("every file is decoded afresh: %s", error)
         return {}
     return {
         row["uri"]: Seen(**{field: row[field] for field in fields})
-        for row in rows
+        for row in known
         if row["phash"] is not None and row["width"] * row["height"] <= max_pixels and row["etag"]
     }
 
 
-def _row(image: ImageFile, seen: Seen) -> dict[str, Any]:
+def _row(image: ImageFile, seen: Seen, unlabelled: str) -> dict[str, Any]:
     reason, detail = seen.reason, seen.detail
     if reason is None and image.label is None:
-        reason, detail = "no class", "lies directly in the source, expected a class folder"
+        reason, detail = "no class", unlabelled
+    # Everybody may read a catalog, so a URL that carries credentials is not kept whole in it.
+    uri = without_secrets(image.path) if seen.reason == SIGNED else image.path
     return {
         "sample_id": seen.sample_id,
-        "uri": _printable(image.path),
+        "uri": _printable(uri),
         "bytes": seen.bytes,
         "format": seen.format,
         "width": seen.width,
@@ -196,9 +211,8 @@ def _groups(listing: Listing, pattern: str | None) -> list[str | None]:
     """The group of each image, from its name alone: so it is had anew for reused rows as well."""
     if pattern is None:
         return [None] * len(listing.images)
-    expression, root = re.compile(pattern), Path(listing.source)
-    paths = (Path(image.path).relative_to(root).as_posix() for image in listing.images)
-    matches = (expression.search(path) for path in paths)
+    expression = re.compile(pattern)
+    matches = (expression.search(image.name) for image in listing.images)
     return [_printable(match[1]) if match and match[1] else None for match in matches]
 
 

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from components.store import StoreError, local_path
+from components import sources
+from components.store import StoreError
 
 INK, ACCENT, GRID = "#1f2933", "#2f6f8f", "#d9e2ec"
 
@@ -69,7 +70,7 @@ def thumbnail(uri: str, side: int) -> str | None:
     None when it cannot be read any more: a page is worth having without it.
     """
     try:
-        with Image.open(local_path(uri)) as image:
+        with Image.open(io.BytesIO(sources.read(uri))) as image:
             image.draft("RGB", (2 * side, 2 * side))  # JPEG: decode small, the page needs no more
             small = ImageOps.exif_transpose(image).convert("RGB")
             small.thumbnail((side, side), Image.Resampling.LANCZOS)

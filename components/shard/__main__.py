@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--catalog", help="URL of the catalog that split wrote")
     what.add_argument("--verify", metavar="DATASET_URL", help="only read this version back")
-    parser.add_argument("--root", help="store root, a local folder")
+    parser.add_argument("--root", help="store root: a folder or s3://bucket/prefix")
     parser.add_argument("--name", help="the dataset's name")
     parser.add_argument("--version", help="the version's name (default: derived from content)")
     parser.add_argument("--max-bytes", type=int, default=64 * 2**20, help="largest tar, bytes")

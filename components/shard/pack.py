@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import IO, Any
 
 from webdataset.writer import TarWriter
 
+from components import sources
 from components.manifest import ShardInfo, dump
+from components.parallel import in_order
 from components.progress import track
 from components.report import Report
 from components.shard import index
 from components.shard.layout import BLOCK, Sample, Shard, ShardError, derive
-from components.store import Store, StoreError, split_url
+from components.store import Entry, Store, StoreError, split_url
 
 PARTS = ".parts"
 """Folder of a version for the plan and the receipts: what a later run reads to skip work."""
+
+READERS = 8
+"""Source files read ahead at once: from S3 each is a request."""
 
 _OWNER = "tarpon"
 _MODE = 0o444
@@ -72,13 +78,15 @@ def pack(job: str) -> PackReport:
     shards = derive(options["catalog_url"], max_bytes=options["max_bytes"])
     mine = shards.mine(options["partition"], options["partitions"])
     class_index = {label: number for number, label in enumerate(shards.classes)}
+    there = store.entries(version)
     infos, written = [], 0
     for shard in track(mine, len(mine), f"shards of part {options['partition']}"):
-        info = read_receipt(store, version, shard.name, options["plan"])
+        info = read_receipt(store, version, shard.name, options["plan"], there)
         if info is None:
+            _check_plan(store, version, options["plan"])
             info = _write(store, version, shard, class_index, options["plan"])
             written += 1
-        infos.append(asdict(info))
+        infos.append(info.to_dict())
     return PackReport(
         dataset_url=options["dataset_url"],
         partition=options["partition"],
@@ -88,13 +96,15 @@ def pack(job: str) -> PackReport:
     )
 
 
-def read_receipt(store: Store, version: str, name: str, plan: str) -> ShardInfo | None:
+def read_receipt(
+    store: Store, version: str, name: str, plan: str, there: Mapping[str, Entry]
+) -> ShardInfo | None:
     """What an earlier run wrote for this plan, if its tar and index are still there in full size.
 
-    Sizes only: verify reads every byte later.
+    Sizes only, from the listing `there`: verify reads every byte later.
     """
     rel = f"{version}/{PARTS}/{name}.json"
-    if not store.exists(rel):
+    if rel not in there:
         return None
     try:
         receipt = json.loads(store.read_bytes(rel))
@@ -102,15 +112,29 @@ def read_receipt(store: Store, version: str, name: str, plan: str) -> ShardInfo 
         found_plan = receipt["plan"]
     except (ValueError, TypeError, KeyError):
         return None  # not a receipt: as good as none
-    tar, idx = f"{version}/{name}.tar", f"{version}/{name}.idx"
+    tar, idx = there.get(f"{version}/{name}.tar"), there.get(f"{version}/{name}.idx")
     whole = (
         found_plan == plan
-        and store.exists(tar)
-        and store.size(tar) == info.filesize
-        and store.exists(idx)
-        and store.size(idx) == idx_bytes
+        and tar is not None
+        and tar.size == info.filesize
+        and idx is not None
+        and idx.size == idx_bytes
     )
     return info if whole else None
+
+
+def _check_plan(store: Store, version: str, plan: str) -> None:
+    """Stop before a tar of another run is touched, where one took the version over meanwhile."""
+    rel = f"{version}/{PARTS}/plan.json"
+    try:
+        found = json.loads(store.read_bytes(rel))["plan"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found != plan:
+        raise ShardError(
+            f"{store.url(rel)}: holds the plan {found}, expected {plan}; another run is making "
+            "this version from other content: wait for it, or choose another data.version"
+        )
 
 
 def _write(
@@ -128,7 +152,7 @@ def _write(
         md5sum=tee.md5.hexdigest(),
         sha256=tee.sha256.hexdigest(),
     )
-    receipt = {"plan": plan, "shard": asdict(info), "idx_bytes": len(idx)}
+    receipt = {"plan": plan, "shard": info.to_dict(), "idx_bytes": len(idx)}
     store.write_bytes(f"{version}/{PARTS}/{shard.name}.json", dump(receipt))
     return info
 
@@ -136,14 +160,17 @@ def _write(
 def _write_tar(tee: _Tee, shard: Shard, class_index: dict[str, int]) -> list[list[index.Entry]]:
     """Fill the tar; returns where each member's content lies in it."""
     entries = []
-    with TarWriter(
-        tee, user=_OWNER, group=_OWNER, mode=_MODE, mtime=0, compress=False, encoder=False
-    ) as tar:
-        for sample in shard.samples:
+    with (
+        TarWriter(
+            tee, user=_OWNER, group=_OWNER, mode=_MODE, mtime=0, compress=False, encoder=False
+        ) as tar,
+        in_order(_source_bytes, shard.samples, workers=READERS) as images,
+    ):
+        for sample, image in zip(shard.samples, images, strict=True):
             members = {
                 "cls": str(class_index[sample.label]).encode(),
                 "json": sample.meta,
-                sample.ext: _source_bytes(sample),
+                sample.ext: image,
             }
             entries.append(_entries(sample.key, members, start=tar.tarstream.offset))
             tar.write({"__key__": sample.key, **members})
@@ -163,9 +190,8 @@ def _entries(key: str, members: dict[str, bytes], *, start: int) -> list[index.E
 def _source_bytes(sample: Sample) -> bytes:
     """The sample's file, proven to be what ingest saw."""
     try:
-        store, name = split_url(sample.uri)
-        data = store.read_bytes(name)
-    except StoreError as error:
+        data = sources.read(sample.uri)
+    except (StoreError, sources.SourceError) as error:
         raise ShardError(
             f"{sample.uri}: source of sample {sample.key} cannot be read ({error}), expected the "
             "file that ingest saw; bring it back or run ingest again"

@@ -87,8 +87,8 @@ def plan(
     }
     rel = f"{name}/{version}/{PARTS}/plan.json"
     # A published version keeps the plan, and so the catalog, that it was made by.
-    if not published and (not store.exists(rel) or store.read_bytes(rel) != dump(written)):
-        store.write_bytes(rel, dump(written))
+    if not published:
+        manifest.renew(store, rel, dump(written))
     count = min(partitions, len(layout.shards))
     return Plan(
         dataset_url=dataset_url,

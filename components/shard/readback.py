@@ -64,40 +64,76 @@ def samples(store: Store, version: str, info: ShardInfo) -> Iterator[Found]:
     except ValueError as error:
         raise CorruptShardError(str(error), shard=url, offset=0) from error
     size = store.size(rel)
-    with store.path(rel).open("rb") as file:
-        walked = _walk(file, url, size, expected_size=info.filesize)
-        if size != info.filesize or _sha256(file) != info.sha256:
-            raise _changed(file, url, size, info, walked, listed)
-        _compare(walked, listed, url=url, idx_url=store.url(idx_rel))
-        if len(listed) != info.nsamples:
-            raise CorruptShardError(
-                f"{url}: found {len(listed)} samples, the shard list says {info.nsamples}; run the "
-                "shard step again",
-                shard=url,
-                offset=0,
-            )
-        for entries in listed:
-            yield _sample(file, url, entries)
+    with store.open(rel) as file:
+        tar = _read(file, url, size, expected_size=info.filesize)
+    if size != info.filesize or tar.sha256 != info.sha256:
+        raise _changed(url, size, info, tar, listed)
+    _compare(tar.entries, listed, url=url, idx_url=store.url(idx_rel))
+    if len(listed) != info.nsamples:
+        raise CorruptShardError(
+            f"{url}: found {len(listed)} samples, the shard list says {info.nsamples}; run the "
+            "shard step again",
+            shard=url,
+            offset=0,
+        )
+    for entries in listed:
+        yield _sample(tar, url, entries)
 
 
-def _walk(file: IO[bytes], url: str, size: int, *, expected_size: int) -> list[index.Entry]:
-    """Every member by `tarfile`, in order."""
-    entries: list[index.Entry] = []
+@dataclass(slots=True)
+class _Tar:
+    """What one pass over a tar leaves: its members, small ones whole, images as their sha256."""
+
+    entries: list[index.Entry]
+    texts: dict[int, bytes]  # by offset: .cls and .json
+    images: dict[int, str]  # by offset: sha256 of everything else
+    sha256: str = ""
+
+
+class _Hashing:
+    """A stream that hashes what is read from it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.total = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.total.update(data)
+        return data
+
+
+def _read(file: IO[bytes], url: str, size: int, *, expected_size: int) -> _Tar:
+    """Every member by `tarfile`, in order, in one pass: a tar on S3 is loaded once, to nowhere."""
+    found = _Tar([], {}, {})
+    stream = _Hashing(file)
     end = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as tar:  # type: ignore[call-overload]
             for member in tar:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"member {member.name} is cut off")
                 ext = member.name.rpartition("/")[2].partition(".")[2]
                 entry = index.Entry(ext, member.offset_data, member.size, member.name)
-                entries.append(entry)
+                content = tar.extractfile(member)
+                _keep(found, entry, content.read() if content else b"")
                 end = entry.offset + -(-entry.size // BLOCK) * BLOCK
     except (tarfile.TarError, EOFError) as error:
         raise _cut(url, end, size, expected_size, f"{error}") from error
     if size < expected_size:
         raise _cut(url, end, size, expected_size, "the end of the tar is missing")
-    return entries
+    while stream.read(_CHUNK):
+        pass
+    found.sha256 = stream.total.hexdigest()
+    return found
+
+
+def _keep(tar: _Tar, entry: index.Entry, content: bytes) -> None:
+    tar.entries.append(entry)
+    if entry.ext in ("cls", "json"):
+        tar.texts[entry.offset] = content
+    else:
+        tar.images[entry.offset] = hashlib.sha256(content).hexdigest()
 
 
 def _cut(url: str, good: int, size: int, expected_size: int, why: str) -> CorruptShardError:
@@ -142,33 +178,17 @@ def _describe(entry: index.Entry | None) -> str:
     return f"{entry.name} at byte {entry.offset} with {entry.size} bytes"
 
 
-def _sha256(file: IO[bytes]) -> str:
-    total = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(_CHUNK):
-        total.update(chunk)
-    return total.hexdigest()
-
-
 def _changed(
-    file: IO[bytes],
-    url: str,
-    size: int,
-    info: ShardInfo,
-    walked: list[index.Entry],
-    listed: list[list[index.Entry]],
+    url: str, size: int, info: ShardInfo, tar: _Tar, listed: list[list[index.Entry]]
 ) -> CorruptShardError:
     """The tar is whole but other bytes than sealed; finds where by its index and image hashes."""
     offset = 0
     flat = [entry for sample in listed for entry in sample]
-    for found, wanted in itertools.zip_longest(walked, flat):
+    for found, wanted in itertools.zip_longest(tar.entries, flat):
         if wanted is None:
             break
-        file.seek(wanted.offset)
-        is_image = wanted.ext not in ("cls", "json")
-        content = file.read(wanted.size) if is_image else b""
         key = wanted.name.partition(".")[0]
-        if found != wanted or (is_image and hashlib.sha256(content).hexdigest() != key):
+        if found != wanted or tar.images.get(wanted.offset, key) != key:
             offset = wanted.offset
             break
     return CorruptShardError(
@@ -180,17 +200,15 @@ def _changed(
     )
 
 
-def _sample(file: IO[bytes], url: str, entries: list[index.Entry]) -> Found:
-    """One sample, read by the index's offsets."""
-    data = {}
-    for entry in entries:
-        file.seek(entry.offset)
-        data[entry.ext] = file.read(entry.size)
+def _sample(tar: _Tar, url: str, entries: list[index.Entry]) -> Found:
+    """One sample, from the members that its index names."""
+    texts = {entry.ext: tar.texts[entry.offset] for entry in entries if entry.offset in tar.texts}
+    images = [tar.images[entry.offset] for entry in entries if entry.offset in tar.images]
     first = entries[0]
     key = first.name.partition(".")[0]
     try:
-        cls, text = data.pop("cls"), data.pop("json")
-        (image,) = data.values()
+        cls, text = texts["cls"], texts["json"]
+        (image,) = images
         meta = json.loads(text)
         phash = meta["phash"]
         found = Found(
@@ -208,7 +226,7 @@ def _sample(file: IO[bytes], url: str, entries: list[index.Entry]) -> Found:
             shard=url,
             offset=first.offset,
         ) from error
-    if hashlib.sha256(image).hexdigest() != key or meta["sample_id"] != key:
+    if image != key or meta["sample_id"] != key:
         raise CorruptShardError(
             f"{url} at byte {first.offset}: the image of sample {key} does not hash to its key; "
             "delete the tar and run the shard step again",

@@ -6,24 +6,29 @@ sample, near duplicate or group on two sides, checked from these very tars.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from components import manifest
 from components.code import code_version
 from components.manifest import LEAKAGE, SPLITS, Manifest, ShardInfo, SplitInfo
+from components.parallel import in_order
 from components.report import Report
 from components.shard.layout import ShardError
 from components.shard.pack import PackReport, read_receipt
 from components.shard.plan import read_plan
 from components.shard.verify import strength
-from components.store import Store, split_url
+from components.store import ConflictError, Entry, Store, split_url
 
 _TAR = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.(tar|idx)")
+READERS = 16
+"""Receipts read at once: each is one small request."""
+
 _PROOF_KEYS = {"digest", "shards", "ok", "splits", "classes", "near_duplicate_bits"}
 _PROOF_KEYS |= {"offenders", "offenders_total"}
 
@@ -74,7 +79,8 @@ def seal(dataset_url: str, parts: Sequence[PackReport] = ()) -> SealReport:
     """
     store, version = split_url(dataset_url)
     plan = read_plan(dataset_url)
-    receipts = {name: read_receipt(store, version, name, plan["plan"]) for name in plan["shards"]}
+    there = store.entries(version)
+    receipts = _receipts(store, version, plan, there)
     missing = sorted(name for name, info in receipts.items() if info is None)
     if missing:
         raise ShardError(
@@ -84,12 +90,14 @@ def seal(dataset_url: str, parts: Sequence[PackReport] = ()) -> SealReport:
         )
     infos = {name: info for name, info in receipts.items() if info is not None}
     _check_parts(dataset_url, infos, parts)
-    _check_strangers(store, version, set(infos))
+    _check_strangers(store.url(version), version, set(infos), there)
     for split in SPLITS:
-        mine = [info for name, info in infos.items() if name.startswith(f"{split}-")]
-        rel, content = f"{version}/{split}.json", manifest.shard_list(mine)
-        if not store.exists(rel) or store.read_bytes(rel) != content:
-            store.write_bytes(rel, content)
+        mine = [
+            replace(info, etag=there[f"{version}/{info.url}"].etag)
+            for name, info in infos.items()
+            if name.startswith(f"{split}-")
+        ]
+        manifest.renew(store, f"{version}/{split}.json", manifest.shard_list(mine))
     return SealReport(
         dataset_url=dataset_url,
         shards={split: _count(infos, split, lambda info: 1) for split in SPLITS},
@@ -120,15 +128,27 @@ def _check_parts(
         )
 
 
-def _check_strangers(store: Store, version: str, names: set[str]) -> None:
+def _receipts(
+    store: Store, version: str, plan: dict[str, Any], there: Mapping[str, Entry]
+) -> dict[str, ShardInfo | None]:
+    """Of every tar of the plan, what pack says of it; None where it is not there in full."""
+
+    def one(name: str) -> ShardInfo | None:
+        return read_receipt(store, version, name, plan["plan"], there)
+
+    with in_order(one, plan["shards"], workers=READERS) as found:
+        return dict(zip(plan["shards"], found, strict=True))
+
+
+def _check_strangers(where: str, version: str, names: set[str], there: Mapping[str, Entry]) -> None:
     """A tar left by another plan would be read by whoever opens the whole folder."""
-    found = [Path(rel).name for rel in store.list(version) if Path(rel).parent.name == version]
+    found = [Path(rel).name for rel in there if Path(rel).parent.name == version]
     strangers = sorted(
         name for name in found if _TAR.fullmatch(name) and name.rsplit(".", 1)[0] not in names
     )
     if strangers:
         raise ShardError(
-            f"{store.url(version)}: holds {len(strangers)} files of another plan "
+            f"{where}: holds {len(strangers)} files of another plan "
             f"({_some(strangers)}), expected only this one's; delete them or choose another "
             "data.version"
         )
@@ -163,7 +183,7 @@ def publish(
         )
     made = Manifest(
         url=store.url(version),
-        name=Path(store.root).name,
+        name=store.name,
         version=version,
         parent=parent,
         classes=proof["classes"],
@@ -176,8 +196,9 @@ def publish(
     )
     published = manifest.readable(dataset_url)
     if published is None:
-        manifest.write(made)
-        published = made
+        with contextlib.suppress(ConflictError):  # another run was faster; with the same content?
+            manifest.write(made)
+        published = manifest.read(dataset_url)
     if published.digest != made.digest:
         raise ShardError(
             f"{dataset_url}: already published with digest {published.digest[:12]}, this run made "

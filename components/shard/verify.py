@@ -15,7 +15,8 @@ import numpy as np
 
 from components import manifest
 from components.duplicates import near_pairs
-from components.manifest import LEAKAGE, SPLITS, SplitInfo, digest, dump
+from components.manifest import LEAKAGE, SPLITS, ShardInfo, SplitInfo, digest, dump
+from components.parallel import in_order
 from components.progress import track
 from components.report import Report
 from components.rules import NEAR_DUPLICATE_BITS, check_bits
@@ -24,6 +25,8 @@ from components.shard.readback import Found, samples
 from components.store import split_url
 
 OFFENDERS_SHOWN = 100
+READERS = 4
+"""Shards read back at once: one S3 connection alone is slow."""
 
 Placed = tuple[str, Found]  # a split and a sample that lies in it
 
@@ -75,8 +78,13 @@ def verify(
     sealed = {split: manifest.read_shard_list(dataset_url, split) for split in SPLITS}
     shards = [(split, info) for split in SPLITS for info in sealed[split]]
     placed: list[Placed] = []
-    for split, info in track(shards, len(shards), "shards read back"):
-        placed += [(split, found) for found in samples(store, version, info)]
+
+    def read_back(shard: tuple[str, ShardInfo]) -> list[Placed]:
+        return [(shard[0], found) for found in samples(store, version, shard[1])]
+
+    with in_order(read_back, shards, workers=READERS) as found:
+        for part in track(found, len(shards), "shards read back"):
+            placed += part
     classes = _classes(dataset_url, placed)
 
     offenders = [
@@ -99,9 +107,8 @@ def verify(
         "splits": {split: _split_info(split, sealed[split], placed, classes) for split in SPLITS},
         "classes": classes,
     }
-    rel, content = f"{version}/{LEAKAGE}", dump(proof)
-    if not store.exists(rel) or store.read_bytes(rel) != content:
-        store.write_bytes(rel, content)
+    rel = f"{version}/{LEAKAGE}"
+    manifest.renew(store, rel, dump(proof))
     return VerifyReport(
         dataset_url=dataset_url,
         proof_url=store.url(rel),

@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m components.train", description=run.__doc__)
     parser.add_argument("--executor-input", metavar="JSON", help="what KFP's launcher passes")
     parser.add_argument("--dataset", metavar="URL", help="folder of a published dataset version")
-    parser.add_argument("--output", metavar="DIR", help="folder for checkpoints")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for checkpoints, or s3://bucket/prefix"
+    )
     parser.add_argument("--experiment", default="tarpon", help="MLflow experiment (%(default)s)")
     parser.add_argument("--allow-unproven", action="store_true", help="accept a missing proof")
     parser.add_argument("--fresh", action="store_true", help="begin again, drop the checkpoints")

@@ -6,9 +6,10 @@ This module does not know what is in one beyond tensors and plain values.
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,48 +50,51 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints in one folder, named by the step they were taken after."""
+    """The checkpoints in one folder, local or on S3, named by the step they were taken after."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._store = Store(folder)
 
     def save(self, state: State) -> str:
-        """Write one atomically, then drop all but the newest `KEEP`; returns its path."""
+        """Write one atomically, then drop all but the newest `KEEP`; returns its URL."""
         name = f"checkpoint-{state.step:09d}.pt"
         with self._store.open_temp(name) as file:
             torch.save({f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, file)
         for old in self._newest_first()[KEEP:]:
-            old.unlink(missing_ok=True)
-        return str(self._folder / name)
+            self._store.remove(old)
+        return self._store.url(name)
 
     def load_newest(self) -> State | None:
-        """The newest one that can be read; a damaged one is named in the log and passed over."""
-        for path in self._newest_first():
+        """The newest one that can be read; a damaged one is named in the log and passed over.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        for name in self._newest_first():
+            data = io.BytesIO(self._store.read_bytes(name))
             try:
-                return State(**torch.load(path, map_location="cpu", weights_only=True))
+                return State(**torch.load(data, map_location="cpu", weights_only=True))
             except Exception as error:  # torch raises half a dozen kinds for a cut-off file
                 _log.warning(
                     "%s: cannot be read (%s: %s), expected a checkpoint; using the one before",
-                    path, type(error).__name__, str(error).splitlines()[0] if str(error) else "",
-                )  # fmt: skip
+                    self._store.url(name),
+                    type(error).__name__,
+                    str(error).splitlines()[0] if str(error) else "",
+                )
         return None
 
     def newest(self) -> str:
-        """The path of the newest one, or an empty string."""
+        """The URL of the newest one, or an empty string."""
         found = self._newest_first()
-        return str(found[0]) if found else ""
+        return self._store.url(found[0]) if found else ""
 
     def clear(self) -> None:
         """Remove all of them."""
-        for path in self._newest_first():
-            path.unlink(missing_ok=True)
+        for name in self._newest_first():
+            self._store.remove(name)
 
-    def _newest_first(self) -> list[Path]:
-        if not self._folder.is_dir():
-            return []
-        found = [path for path in self._folder.iterdir() if _NAME.match(path.name)]
-        return sorted(found, reverse=True)
+    def _newest_first(self) -> list[str]:
+        return sorted((name for name in self._store.list() if _NAME.match(name)), reverse=True)
 
 
 def random_states() -> dict[str, Any]:

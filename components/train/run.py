@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -26,7 +25,7 @@ from torch import nn
 from components import figures, loading, manifest, tracking
 from components.manifest import Manifest
 from components.report import Report
-from components.store import Store, local_path
+from components.store import Store
 from components.train.checkpoint import Checkpoints, State
 from components.train.loop import StopSignals, Trainer
 from components.train.model import build_model
@@ -35,6 +34,7 @@ from components.train.settings import Settings, training_key
 _log = logging.getLogger(__name__)
 
 GRID_IMAGES = 24
+REPORT = "report.json"
 
 _DEFAULTS = Settings()
 
@@ -46,7 +46,7 @@ class TrainReport(Report):
     Args:
         run_id: The MLflow run.
         model_uri: The logged model, `models:/m-...`.
-        checkpoint: Path of the last checkpoint.
+        checkpoint: URL of the last checkpoint.
         epochs, steps: How many were trained in all.
         train_loss, train_accuracy: Of the last epoch, on augmented images.
         val_loss, val_accuracy: Of the last epoch; None where the val split is empty.
@@ -94,7 +94,7 @@ def train(
 
     Args:
         dataset_url: The folder of a dataset version, `<root>/<name>/<version>`.
-        output: A local folder for checkpoints; each training has its own folder in it.
+        output: A folder for checkpoints, local or on S3; each training has its own folder in it.
         epochs ... checkpoint_every_s: See `Settings`.
         experiment: MLflow experiment of a new run. `MLFLOW_RUN_ID`, when set, decides instead.
         allow_unproven: Train even if the split's proof is missing or does not match.
@@ -127,13 +127,13 @@ def train(
         loading.require_proof(version)
     picked = loading.pick_device(settings.device, cuda=torch.cuda.device_count())
     key = training_key(settings, digest=version.digest, experiment=experiment)
-    folder = local_path(output) / key
-    Store(folder).check_writable()
+    store = Store(Store(output).url(key))
+    store.check_writable()
     return _Training(
         settings=settings,
         version=version,
         device=picked,
-        folder=folder,
+        store=store,
         experiment=experiment,
         config=dict(config) if config else {"train": dataclasses.asdict(settings)},
     ).run(fresh=fresh)
@@ -141,23 +141,25 @@ def train(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Training:
-    """One training and the folder of its checkpoints and its report."""
+    """One training and the store of its checkpoints and its report."""
 
     settings: Settings
     version: Manifest
     device: str
-    folder: Path
+    store: Store
     experiment: str
     config: dict[str, Any]
 
     def run(self, *, fresh: bool) -> TrainReport:
         client = tracking.connect()
-        checkpoints = Checkpoints(self.folder)
+        checkpoints = Checkpoints(self.store.root)
         if fresh:
             checkpoints.clear()
-            (self.folder / "report.json").unlink(missing_ok=True)
+            self.store.remove(REPORT)
         if (done := self._finished(client)) is not None:
-            _log.info("%s: this training is finished; its model is %s", self.folder, done.model_uri)
+            _log.info(
+                "%s: this training is finished; its model is %s", self.store.root, done.model_uri
+            )
             return done
         state = checkpoints.load_newest()
         earlier = state.run_id if state and tracking.run_is_usable(client, state.run_id) else None
@@ -175,15 +177,15 @@ class _Training:
             report = self._report(
                 trainer, run_id, checkpoints.newest(), state.step if state else None
             )
-        report.write(self.folder / "report.json")
+        self.store.write_bytes(REPORT, (report.to_json() + "\n").encode())
         return report
 
     def _finished(self, client: mlflow.MlflowClient) -> TrainReport | None:
         """The report of this very training, if it ended well and MLflow still has its model."""
-        path = self.folder / "report.json"
-        if not path.is_file():
+        if not self.store.exists(REPORT):
             return None
-        report = TrainReport.read(path)
+        text = self.store.read_bytes(REPORT).decode()
+        report = TrainReport.from_json(text, where=self.store.url(REPORT))
         if not tracking.run_is_usable(client, report.run_id):
             return None
         with contextlib.suppress(mlflow.MlflowException):

@@ -2,6 +2,7 @@
 
 #include "alloc.h"
 #include "rng.h"
+#include "thread.h"
 
 #include <inttypes.h>
 #include <pthread.h>
@@ -10,13 +11,6 @@
 #include <time.h>
 
 enum { ALIGNMENT = 64 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 tp_status tp_worker_init(struct tp_worker *worker, struct tp_error *err)
 {
@@ -263,10 +257,15 @@ tp_status tp_batch_open(tp_batch *batch, struct tp_error *err)
 static tp_status read_member(tp_batch *batch, uint32_t slot, const struct tp_member *member,
                              uint8_t *out, struct tp_worker *worker, struct tp_error *err)
 {
-    uint64_t  start = now_ns();
-    tp_status st = tp_dataset_read(batch->recipe->dataset, &batch->found[slot], member, out, err);
+    uint64_t                start = tp_now_ns();
+    const struct tp_recipe *recipe = batch->recipe;
+    tp_status               st;
+    if (recipe->ahead)
+        st = tp_ahead_read(recipe->ahead, &batch->found[slot], member, out, err);
+    else
+        st = tp_dataset_read(recipe->dataset, &batch->found[slot], member, out, err);
     atomic_fetch_add_explicit(&worker->read_bytes, member->size, memory_order_relaxed);
-    atomic_fetch_add_explicit(&worker->read_ns, now_ns() - start, memory_order_relaxed);
+    atomic_fetch_add_explicit(&worker->read_ns, tp_now_ns() - start, memory_order_relaxed);
     return st;
 }
 
@@ -376,13 +375,13 @@ static tp_status fill_crop(tp_batch *batch, uint32_t slot, uint32_t f,
         note(batch, &issue);
         return TP_OK;
     }
-    uint64_t        start = now_ns();
+    uint64_t        start = tp_now_ns();
     struct tp_error why = {.status = TP_OK};
     if (size == 0)
         st = tp_fail(&why, TP_EBADSAMPLE, "zero bytes, expected an image");
     else
         st = decode_crop(batch, slot, field, worker->encoded, size, out, worker, &why);
-    atomic_fetch_add_explicit(&worker->decode_ns, now_ns() - start, memory_order_relaxed);
+    atomic_fetch_add_explicit(&worker->decode_ns, tp_now_ns() - start, memory_order_relaxed);
     if (st == TP_ENOMEM) {
         if (err)
             *err = why;
@@ -411,7 +410,7 @@ void tp_batch_fill(tp_batch *batch, uint32_t slot, struct tp_worker *worker)
     if (has_failed(batch)) /* nobody will look at the slot */
         return;
     atomic_store_explicit(&worker->shard, batch->found[slot].shard, memory_order_relaxed);
-    atomic_store_explicit(&worker->since_ns, now_ns(), memory_order_relaxed);
+    atomic_store_explicit(&worker->since_ns, tp_now_ns(), memory_order_relaxed);
     for (uint32_t f = 0; f < recipe->field_count; f++) {
         const struct tp_member *member = batch->members[slot * recipe->field_count + f];
         tp_status               st;

@@ -11,6 +11,7 @@
 #ifndef TARPON_BATCH_H
 #define TARPON_BATCH_H
 
+#include "ahead.h"
 #include "crop.h"
 #include "dataset.h"
 #include "jpeg.h"
@@ -36,6 +37,7 @@ struct tp_field {
 /* What every batch of a loader has in common.  Borrowed; outlives the batches. */
 struct tp_recipe {
     tp_dataset            *dataset;
+    tp_ahead              *ahead; /* NULL: read where it lies */
     tp_pool               *pool;
     const struct tp_field *fields;
     size_t                 field_count;

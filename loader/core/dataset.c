@@ -4,6 +4,7 @@
 #include "lookup.h"
 #include "source.h"
 #include "tar.h"
+#include "thread.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -11,11 +12,14 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+/* Enough to hide the round trips of a store far away. */
+enum { COUNTING_THREADS = 48 };
+
 struct shard {
     tp_source *source;
     tp_lookup *lookup;
-    uint64_t   samples;
-    uint64_t   first; /* number of its first sample in the dataset */
+    uint64_t   samples, bytes; /* UINT64_MAX: not known */
+    uint64_t   first;          /* number of its first sample in the dataset */
 };
 
 struct tp_dataset {
@@ -37,32 +41,124 @@ static long open_files_allowed(void)
     return limit.rlim_cur / 2 < 65536 ? (long)(limit.rlim_cur / 2) : 65536;
 }
 
-static tp_status add_shard(tp_dataset *dataset, const struct tp_shard *from, struct tp_error *err)
+tp_status tp_dataset_add(tp_dataset *dataset, const struct tp_shard *from, struct tp_error *err)
 {
+    assert(dataset->count < dataset->room);
     struct shard *shard = &dataset->shards[dataset->count];
-    tp_status st = tp_source_create(&shard->source, from->path, from->bytes, &dataset->files, err);
+    tp_status     st;
+    if (from->http)
+        st = tp_source_create_remote(&shard->source,
+                                     &(struct tp_remote_shard){.http = from->http,
+                                                               .name = from->path,
+                                                               .url = from->url,
+                                                               .etag = from->etag,
+                                                               .cache = from->cache,
+                                                               .bytes = from->bytes},
+                                     err);
+    else
+        st = tp_source_create(&shard->source, from->path, from->bytes, &dataset->files, err);
     if (st != TP_OK)
         return st;
     dataset->count++; /* from here tp_dataset_release() frees what there is of it */
-    shard->first = dataset->samples;
-    st = tp_lookup_create(&shard->lookup, shard->source, from->samples, dataset->pages, err);
-    if (st == TP_OK)
-        st = tp_lookup_count(shard->lookup, &shard->samples, err);
-    if (st != TP_OK)
-        return st;
-    if (shard->samples > (UINT64_C(1) << 62) - dataset->samples)
-        return tp_fail(err, TP_ECORRUPT, "%s: %" PRIu64 " samples in one shard list entry",
-                       from->path, shard->samples);
-    dataset->samples += shard->samples;
-    return TP_OK;
+    shard->samples = from->samples;
+    shard->bytes = from->bytes;
+    return tp_lookup_create(&shard->lookup, shard->source, from->samples, dataset->pages, err);
 }
 
-tp_status tp_dataset_add(tp_dataset *dataset, const struct tp_shard *shard, struct tp_error *err)
+/* Threads that count shards, and what they share. */
+struct counting {
+    tp_dataset     *dataset;
+    atomic_size_t   next;
+    atomic_bool     stop;
+    pthread_mutex_t lock;
+    size_t          failed; /* the first shard of those that did */
+    struct tp_error err;
+};
+
+static void count_shard(struct counting *counting, size_t i)
 {
-    assert(dataset->count < dataset->room);
-    tp_status st = add_shard(dataset, shard, err);
-    if (st != TP_OK && err)
-        err->shard = shard->path; /* the dataset's is about to go */
+    struct shard   *shard = &counting->dataset->shards[i];
+    struct tp_error err;
+    tp_status       st = TP_OK;
+    if (shard->samples == UINT64_MAX)
+        st = tp_lookup_count(shard->lookup, &shard->samples, &err);
+    if (st == TP_OK && tp_dataset_remote(counting->dataset, i))
+        st = tp_source_bytes(shard->source, &shard->bytes, &err);
+    if (st == TP_OK)
+        return;
+    (void)pthread_mutex_lock(&counting->lock);
+    if (i < counting->failed) {
+        counting->failed = i;
+        counting->err = err;
+        counting->err.status = st;
+    }
+    (void)pthread_mutex_unlock(&counting->lock);
+    atomic_store(&counting->stop, true);
+}
+
+static void *count_some(void *argument)
+{
+    struct counting *counting = argument;
+    size_t           i;
+    while (!atomic_load(&counting->stop) && !tp_interrupted() &&
+           (i = atomic_fetch_add(&counting->next, 1)) < counting->dataset->count)
+        count_shard(counting, i);
+    return NULL;
+}
+
+/* As many shards at once as there are remote ones to count; no more than are of use. */
+static size_t helpers_wanted(const tp_dataset *dataset)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < dataset->count && count < COUNTING_THREADS; i++)
+        count += tp_dataset_remote(dataset, i) && (dataset->shards[i].samples == UINT64_MAX ||
+                                                   dataset->shards[i].bytes == UINT64_MAX);
+    return count > 1 ? count - 1 : 0;
+}
+
+static tp_status count_all(tp_dataset *dataset, struct tp_error *err)
+{
+    struct counting counting = {.dataset = dataset, .failed = SIZE_MAX};
+    pthread_t       helpers[COUNTING_THREADS];
+    size_t          started = 0, wanted = helpers_wanted(dataset);
+    atomic_init(&counting.next, 0);
+    atomic_init(&counting.stop, false);
+    (void)pthread_mutex_init(&counting.lock, NULL);
+    while (started < wanted && tp_thread_start(&helpers[started], count_some, &counting) == 0)
+        started++;
+    (void)count_some(&counting);
+    bool given_up = tp_interrupted();
+    if (given_up)
+        atomic_store(&counting.stop, true);
+    for (size_t i = 0; i < started; i++)
+        (void)pthread_join(helpers[i], NULL);
+    (void)pthread_mutex_destroy(&counting.lock);
+    if (given_up)
+        return tp_fail(err, TP_ECLOSED, "interrupted");
+    if (counting.failed == SIZE_MAX)
+        return TP_OK;
+    if (err) {
+        *err = counting.err;
+        err->shard = tp_dataset_shard_path(dataset, counting.failed);
+    }
+    return counting.err.status;
+}
+
+tp_status tp_dataset_open(tp_dataset *dataset, struct tp_error *err)
+{
+    tp_status st = count_all(dataset, err);
+    for (size_t i = 0; st == TP_OK && i < dataset->count; i++) {
+        struct shard *shard = &dataset->shards[i];
+        shard->first = dataset->samples;
+        if (shard->samples <= (UINT64_C(1) << 62) - dataset->samples) {
+            dataset->samples += shard->samples;
+            continue;
+        }
+        st = tp_fail(err, TP_ECORRUPT, "%s: %" PRIu64 " samples in one shard list entry",
+                     tp_source_path(shard->source), shard->samples);
+        if (err)
+            err->shard = tp_source_path(shard->source);
+    }
     return st;
 }
 
@@ -101,6 +197,21 @@ size_t tp_dataset_shards(const tp_dataset *dataset)
 uint64_t tp_dataset_shard_samples(const tp_dataset *dataset, size_t shard)
 {
     return dataset->shards[shard].samples;
+}
+
+tp_source *tp_dataset_source(const tp_dataset *dataset, size_t shard)
+{
+    return dataset->shards[shard].source;
+}
+
+tp_remote *tp_dataset_remote(const tp_dataset *dataset, size_t shard)
+{
+    return tp_source_remote(dataset->shards[shard].source);
+}
+
+uint64_t tp_dataset_shard_bytes(const tp_dataset *dataset, size_t shard)
+{
+    return dataset->shards[shard].bytes;
 }
 
 const char *tp_dataset_shard_path(const tp_dataset *dataset, size_t shard)
@@ -147,6 +258,17 @@ void tp_dataset_index_bytes(tp_dataset *dataset, size_t *all, size_t *unused)
     tp_pages_bytes(dataset->pages, all, unused);
 }
 
+tp_status tp_dataset_check(tp_dataset *dataset, const struct tp_found *found,
+                           const struct tp_member *member, const uint8_t *header,
+                           struct tp_error *err)
+{
+    const char *path = tp_dataset_shard_path(dataset, found->shard);
+    tp_status   st = tp_index_check(found->index, &found->sample, member, header, path, err);
+    if (st != TP_OK && err)
+        err->shard = path;
+    return st;
+}
+
 tp_status tp_dataset_read(tp_dataset *dataset, const struct tp_found *found,
                           const struct tp_member *member, uint8_t *out, struct tp_error *err)
 {
@@ -155,9 +277,8 @@ tp_status tp_dataset_read(tp_dataset *dataset, const struct tp_found *found,
     tp_status  st = tp_source_read(source, member->offset - sizeof header, header, sizeof header,
                                    out, (size_t)member->size, err);
     if (st == TP_OK)
-        st = tp_index_check(found->index, &found->sample, member, header, tp_source_path(source),
-                            err);
-    if (st != TP_OK && err)
+        return tp_dataset_check(dataset, found, member, header, err);
+    if (err)
         err->shard = tp_source_path(source);
     return st;
 }

@@ -1,11 +1,11 @@
 #include "engine_work.h"
 
 #include "alloc.h"
+#include "thread.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 static tp_status check_options(const struct tp_engine_options *options, struct tp_error *err)
@@ -42,6 +42,21 @@ static tp_status copy_fields(tp_engine *engine, const struct tp_field *fields, s
     return copies ? TP_OK : tp_fail(err, TP_ENOMEM, "out of memory");
 }
 
+/* Every field is one member of a sample, or several fields are the same. */
+static tp_status read_ahead(tp_engine *engine, uint64_t bytes, struct tp_error *err)
+{
+    const size_t count = engine->recipe.field_count;
+    const char **extensions = tp_alloc(count, sizeof *extensions);
+    if (!extensions)
+        return tp_fail(err, TP_ENOMEM, "out of memory");
+    for (size_t f = 0; f < count; f++)
+        extensions[f] = engine->recipe.fields[f].extensions;
+    tp_status st = tp_ahead_create(&engine->recipe.ahead, engine->recipe.dataset, extensions, count,
+                                   bytes, err);
+    tp_free(extensions);
+    return st;
+}
+
 tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *options,
                            struct tp_error *err)
 {
@@ -52,13 +67,9 @@ tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *opti
     tp_engine *engine = tp_alloc_zero(1, sizeof *engine);
     if (!engine)
         return tp_fail(err, TP_ENOMEM, "out of memory");
-    pthread_condattr_t monotonic;
-    (void)pthread_condattr_init(&monotonic);
-    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     (void)pthread_mutex_init(&engine->lock, NULL);
     (void)pthread_cond_init(&engine->work, NULL);
-    (void)pthread_cond_init(&engine->done, &monotonic);
-    (void)pthread_condattr_destroy(&monotonic);
+    tp_cond_init(&engine->done);
     engine->process = getpid();
     tp_dataset_retain(options->dataset);
     engine->recipe.dataset = options->dataset;
@@ -66,6 +77,8 @@ tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *opti
     st = copy_fields(engine, options->fields, options->field_count, err);
     if (st == TP_OK)
         st = tp_pool_create(&engine->recipe.pool, options->buffer_bytes, err);
+    if (st == TP_OK && options->window_bytes > 0)
+        st = read_ahead(engine, options->window_bytes, err);
     if (st == TP_OK) {
         tp_pool_on_room(engine->recipe.pool, tp_engine_on_room, engine);
         st = tp_engine_start_threads(engine, options->threads, err);
@@ -94,8 +107,20 @@ static void obtain(tp_engine *engine, tp_batch **batch, struct tp_job **job)
         *job = tp_alloc(1, sizeof **job);
 }
 
+static void enqueue(tp_engine *engine, struct tp_job *job, bool first)
+{
+    if (first && engine->oldest) {
+        job->next = engine->oldest;
+        engine->oldest = job;
+        return;
+    }
+    *(engine->newest ? &engine->newest->next : &engine->oldest) = job;
+    engine->newest = job;
+}
+
 tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples, const uint64_t *positions,
-                           uint32_t count, uint64_t seed, uint64_t epoch, struct tp_error *err)
+                           uint32_t count, uint64_t seed, uint64_t epoch, bool first,
+                           struct tp_error *err)
 {
     tp_batch      *batch;
     struct tp_job *job;
@@ -109,8 +134,7 @@ tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples, const uin
         st = tp_fail(err, TP_ENOMEM, "out of memory");
     if (st == TP_OK) {
         *job = (struct tp_job){.batch = batch, .state = JOB_NEW};
-        *(engine->newest ? &engine->newest->next : &engine->oldest) = job;
-        engine->newest = job;
+        enqueue(engine, job, first);
         (void)pthread_cond_broadcast(&engine->work);
     } else {
         if (batch)
@@ -119,6 +143,19 @@ tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples, const uin
     }
     (void)pthread_mutex_unlock(&engine->lock);
     return st;
+}
+
+tp_status tp_engine_plan(tp_engine *engine, const uint64_t *samples, size_t count, bool first,
+                         struct tp_error *err)
+{
+    tp_ahead *ahead = engine->recipe.ahead;
+    return ahead && count > 0 ? tp_ahead_plan(ahead, samples, count, first, err) : TP_OK;
+}
+
+void tp_engine_skip(tp_engine *engine, uint64_t sample)
+{
+    if (engine->recipe.ahead)
+        tp_ahead_skip(engine->recipe.ahead, sample);
 }
 
 /* The first batch that was not cancelled.  Locked. */
@@ -170,31 +207,17 @@ static tp_status describe_wait(const tp_engine *engine, const struct tp_job *job
     return tp_fail(err, TP_ETIMEOUT, "reading %s", tp_dataset_shard_path(dataset, shard));
 }
 
-/* When `timeout_ms` from now will have passed, on the clock of `done`. */
-static struct timespec deadline(uint32_t timeout_ms)
-{
-    struct timespec until;
-    (void)clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += timeout_ms / 1000;
-    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    return until;
-}
-
 tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, tp_batch **out,
                          struct tp_error *err)
 {
-    const struct timespec until = deadline(timeout_ms);
-    tp_status             st = TP_OK;
+    const uint64_t until = tp_now_ns() + (uint64_t)timeout_ms * 1000000;
+    tp_status      st = TP_OK;
     *out = NULL;
     (void)pthread_mutex_lock(&engine->lock);
     struct tp_job *job = oldest_wanted(engine);
     int            waited = 0;
     while (job && !tp_job_done(job) && waited != ETIMEDOUT) {
-        waited = pthread_cond_timedwait(&engine->done, &engine->lock, &until);
+        waited = tp_cond_wait_until(&engine->done, &engine->lock, until);
         job = oldest_wanted(engine); /* another thread may have cancelled or taken it */
     }
     if (!job) {
@@ -237,6 +260,8 @@ void tp_engine_cancel(tp_engine *engine)
     (void)pthread_cond_broadcast(&engine->work); /* nobody waits for room any more */
     (void)pthread_cond_broadcast(&engine->done); /* nor for what was cancelled */
     (void)pthread_mutex_unlock(&engine->lock);
+    if (engine->recipe.ahead)
+        tp_ahead_forget(engine->recipe.ahead);
 }
 
 void tp_engine_stats(tp_engine *engine, struct tp_engine_stats *stats)
@@ -252,6 +277,8 @@ void tp_engine_stats(tp_engine *engine, struct tp_engine_stats *stats)
     }
     (void)pthread_mutex_unlock(&engine->lock);
     stats->held_bytes = tp_pool_held(engine->recipe.pool);
+    if (engine->recipe.ahead)
+        tp_ahead_stats(engine->recipe.ahead, &stats->ahead);
 }
 
 static void free_queue(tp_engine *engine)
@@ -280,6 +307,7 @@ void tp_engine_destroy(tp_engine *engine)
         tp_pool_on_room(engine->recipe.pool, NULL, NULL);
     free_queue(engine);
     tp_pool_release(engine->recipe.pool);
+    tp_ahead_free(engine->recipe.ahead);
     tp_dataset_release(engine->recipe.dataset);
     for (size_t f = 0; f < engine->recipe.field_count; f++)
         tp_free((void *)(uintptr_t)engine->recipe.fields[f].extensions);
@@ -292,15 +320,17 @@ void tp_engine_destroy(tp_engine *engine)
 
 bool tp_engine_stop(tp_engine *engine, uint32_t timeout_ms)
 {
-    const struct timespec until = deadline(timeout_ms);
-    int                   waited = 0;
+    const uint64_t until = tp_now_ns() + (uint64_t)timeout_ms * 1000000;
+    int            waited = 0;
     if (engine->process != getpid()) /* the lock may have been held when we were forked */
         return true;
+    if (engine->recipe.ahead)
+        tp_ahead_stop(engine->recipe.ahead);
     (void)pthread_mutex_lock(&engine->lock);
     engine->closing = true;
     (void)pthread_cond_broadcast(&engine->work);
     while (engine->exited < engine->thread_count && waited != ETIMEDOUT)
-        waited = pthread_cond_timedwait(&engine->done, &engine->lock, &until);
+        waited = tp_cond_wait_until(&engine->done, &engine->lock, until);
     bool stopped = engine->exited == engine->thread_count;
     (void)pthread_mutex_unlock(&engine->lock);
     return stopped;

@@ -29,6 +29,7 @@ struct tp_engine_options {
     size_t                 field_count;
     uint32_t               threads;      /* 1 to TP_ENGINE_MAX_THREADS */
     uint64_t               buffer_bytes; /* ceiling on batch memory; UINT64_MAX: none */
+    uint64_t               window_bytes; /* of remote shards read ahead; 0: none are */
 };
 
 /* Sums since creation, over all threads. */
@@ -37,6 +38,7 @@ struct tp_engine_stats {
     uint64_t read_ns, decode_ns; /* time threads spent reading, decoding */
     uint64_t idle_ns, full_ns;   /* waiting for a batch to be asked for, for room in the pool */
     uint64_t held_bytes;         /* in batches that somebody holds now */
+    struct tp_ahead_stats ahead; /* zeros where nothing is read ahead */
 };
 
 /* TP_OK: the caller owns *out, and its threads run.  TP_ERANGE: the number of threads, or a crop's
@@ -44,10 +46,16 @@ struct tp_engine_stats {
 TP_MUST_CHECK tp_status tp_engine_create(tp_engine **out, const struct tp_engine_options *options,
                                          struct tp_error *err);
 
-/* Ask for one more batch; see tp_batch_set(). */
+/* Ask for one more batch; see tp_batch_set().  `first`: before those that were asked for. */
 TP_MUST_CHECK tp_status tp_engine_submit(tp_engine *engine, const uint64_t *samples,
                                          const uint64_t *positions, uint32_t count, uint64_t seed,
-                                         uint64_t epoch, struct tp_error *err);
+                                         uint64_t epoch, bool first, struct tp_error *err);
+
+/* What batches that are asked for later will read: see tp_ahead_plan(), tp_ahead_skip().  Nothing
+ * happens where nothing is read ahead. */
+TP_MUST_CHECK tp_status tp_engine_plan(tp_engine *engine, const uint64_t *samples, size_t count,
+                                       bool first, struct tp_error *err);
+void                    tp_engine_skip(tp_engine *engine, uint64_t sample);
 
 /* Wait up to `timeout_ms` for the oldest batch asked for.  TP_OK: *out is done, the caller gives it
  * back with tp_engine_recycle(); look at its `failure` first.  TP_ETIMEOUT: not yet; the message
@@ -58,7 +66,8 @@ TP_MUST_CHECK tp_status tp_engine_take(tp_engine *engine, uint32_t timeout_ms, t
 /* Give a taken batch back.  Its slab goes to the pool unless the caller set `slab` to NULL. */
 void tp_engine_recycle(tp_engine *engine, tp_batch *batch);
 
-/* Forget every batch asked for and not taken.  Does not wait for threads that are at work on one.
+/* Forget every batch asked for and not taken, and all plans.  Does not wait for threads that are at
+ * work on one.
  */
 void tp_engine_cancel(tp_engine *engine);
 

@@ -1,21 +1,13 @@
 #include "engine_work.h"
 
 #include "alloc.h"
+#include "thread.h"
 
 #include <inttypes.h>
-#include <signal.h>
 #include <string.h>
-#include <time.h>
 
 /* Slots a thread takes at a time: enough to keep the lock cold, few enough to share the tail. */
 enum { SLOTS_AT_ONCE = 4 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 bool tp_job_done(const struct tp_job *job)
 {
@@ -138,9 +130,9 @@ static void wait_for_work(tp_engine *engine)
     bool full = false;
     for (const struct tp_job *job = engine->oldest; job; job = job->next)
         full |= job->state == JOB_FULL;
-    uint64_t start = now_ns();
+    uint64_t start = tp_now_ns();
     (void)pthread_cond_wait(&engine->work, &engine->lock);
-    *(full ? &engine->full_ns : &engine->idle_ns) += now_ns() - start;
+    *(full ? &engine->full_ns : &engine->idle_ns) += tp_now_ns() - start;
 }
 
 static void *thread_main(void *argument)
@@ -166,22 +158,6 @@ static void *thread_main(void *argument)
     return NULL;
 }
 
-/* Start one that hears no signals: they are for the threads of the program, which handle them.
- * Those of a crash stay: blocked, they would kill without a word. */
-static int start_deaf(pthread_t *id, void *(*run)(void *), void *argument)
-{
-    sigset_t most, before;
-    (void)sigfillset(&most);
-    (void)sigdelset(&most, SIGSEGV);
-    (void)sigdelset(&most, SIGBUS);
-    (void)sigdelset(&most, SIGFPE);
-    (void)sigdelset(&most, SIGILL);
-    (void)pthread_sigmask(SIG_SETMASK, &most, &before);
-    int failed = pthread_create(id, NULL, run, argument);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return failed;
-}
-
 tp_status tp_engine_start_threads(tp_engine *engine, uint32_t count, struct tp_error *err)
 {
     engine->threads = tp_alloc_zero(count, sizeof *engine->threads);
@@ -193,7 +169,7 @@ tp_status tp_engine_start_threads(tp_engine *engine, uint32_t count, struct tp_e
         tp_status st = tp_worker_init(&thread->worker, err);
         if (st != TP_OK)
             return st;
-        int failed = start_deaf(&thread->id, thread_main, thread);
+        int failed = tp_thread_start(&thread->id, thread_main, thread);
         if (failed) {
             tp_worker_free(&thread->worker);
             return tp_fail(err, TP_ENOMEM, "cannot start thread %" PRIu32 " of %" PRIu32 ": %s",

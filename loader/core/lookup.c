@@ -5,18 +5,11 @@
 #include "tar.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-/* An index is about a thousandth of its tar; one past this is not an index. */
-#define INDEX_BYTES_MAX (UINT64_C(1) << 32)
 
 struct tp_lookup {
     tp_source            *tar;
@@ -29,7 +22,7 @@ struct tp_lookup {
     tp_page             **slots;
     tp_page              *whole;
     struct tp_index_line *lines;   /* the first of each page, in the text of the sidecar */
-    struct stat           sidecar; /* what `lines` was read from */
+    struct tp_identity    sidecar; /* what `lines` was read from */
 };
 
 tp_status tp_lookup_create(tp_lookup **out, tp_source *tar, uint64_t samples, tp_pages *pages,
@@ -48,101 +41,7 @@ tp_status tp_lookup_create(tp_lookup **out, tp_source *tar, uint64_t samples, tp
     return TP_OK;
 }
 
-/* ---- the sidecar ---------------------------------------------------------------------------- */
-
-/* "a/b.tar" -> "a/b.idx"; another name gets the suffix added.  NULL: out of memory. */
-static char *sidecar_path(const char *tar)
-{
-    size_t length = strlen(tar);
-    char  *path = tp_alloc(length + sizeof ".idx", 1);
-    if (!path)
-        return NULL;
-    if (length > 4 && strcmp(tar + length - 4, ".tar") == 0)
-        length -= 4;
-    memcpy(path, tar, length);
-    memcpy(path + length, ".idx", sizeof ".idx");
-    return path;
-}
-
-static bool is_same_file(const struct stat *a, const struct stat *b)
-{
-    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
-           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
-}
-
-/* Read `size` bytes at `from` into *out, which the caller owns. */
-static tp_status read_range(int fd, const char *path, uint64_t from, size_t size, uint8_t **out,
-                            struct tp_error *err)
-{
-    size_t   got = 0;
-    uint8_t *text = tp_alloc(size, 1);
-    if (!text)
-        return tp_fail(err, TP_ENOMEM, "%s: out of memory for an index", path);
-    while (got < size) {
-        ssize_t more = pread(fd, text + got, size - got, (off_t)(from + got));
-        if (more < 0 && errno == EINTR)
-            continue;
-        if (more <= 0) {
-            tp_status st = tp_fail(err, TP_EIO, "%s: %s", path,
-                                   more < 0 ? strerror(errno) : "cut off while it was read");
-            tp_free(text);
-            return st;
-        }
-        got += (size_t)more;
-    }
-    *out = text;
-    return TP_OK;
-}
-
-/* What a sidecar is on disk, and bytes of it. */
-struct text {
-    struct stat info;
-    uint8_t    *bytes; /* the caller's, to free */
-    size_t      size;
-};
-
-/* Bytes [from, to) of the sidecar, up to its end where `to` is UINT64_MAX.  With TP_OK, text->bytes
- * is NULL when there is no such file, or when `expected` is given and it is another one. */
-static tp_status read_sidecar(const char *path, uint64_t from, uint64_t to,
-                              const struct stat *expected, struct text *text, struct tp_error *err)
-{
-    tp_status st = TP_OK;
-
-    *text = (struct text){.bytes = NULL};
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not block us */
-    if (fd < 0 && errno == ENOENT)
-        return TP_OK;
-    if (fd < 0 || fstat(fd, &text->info) < 0) {
-        bool many = errno == EMFILE || errno == ENFILE;
-        st = tp_fail(err, TP_EIO, "%s: %s; %s", path, strerror(errno),
-                     many ? "raise the limit on open files (ulimit -n)"
-                          : "check its permissions, or remove it to have the tar scanned");
-    } else if (!S_ISREG(text->info.st_mode) || (uint64_t)text->info.st_size > INDEX_BYTES_MAX) {
-        st = tp_fail(err, TP_ECORRUPT,
-                     "%s: not an index file; remove it or rebuild it with `tarpon index --force`",
-                     path);
-    } else if (!expected || is_same_file(expected, &text->info)) {
-        text->size = (size_t)((to == UINT64_MAX ? (uint64_t)text->info.st_size : to) - from);
-        st = read_range(fd, path, from, text->size, &text->bytes, err);
-    }
-    if (fd >= 0)
-        (void)close(fd);
-    return st;
-}
-
 /* ---- the whole of a shard ------------------------------------------------------------------- */
-
-static tp_status scan(const tp_lookup *lookup, tp_index **out, struct tp_error *err)
-{
-    int fd;
-    *out = NULL;
-    tp_status st = tp_source_open(lookup->tar, &fd, err);
-    if (st != TP_OK)
-        return st;
-    st = tp_index_scan(out, fd, tp_source_path(lookup->tar), err);
-    (void)close(fd);
-    return st;
-}
 
 /* Does each header follow the payload before it, from the first byte on?  *end is then where
  * the last payload, padded, ends. */
@@ -204,7 +103,7 @@ static tp_status check_complete(const tp_lookup *lookup, const tp_index *index,
         st = is_zero_from(lookup->tar, end, &zero, err);
     if (st != TP_OK || zero)
         return st;
-    if ((st = scan(lookup, &scanned, err)) != TP_OK)
+    if ((st = tp_source_scan(lookup->tar, &scanned, err)) != TP_OK)
         return st;
     if (tp_index_count(scanned) != tp_index_count(index) ||
         tp_index_members(scanned) != tp_index_members(index) || places(scanned) != places(index))
@@ -232,7 +131,7 @@ static tp_status check_count(const tp_lookup *lookup, uint64_t count, struct tp_
 
 /* Make the index of everything, from the text where there is one, and what its count should be.
  * A text without names (v1.1) is passed over for the tar.  Locked. */
-static tp_status load_whole(tp_lookup *lookup, const char *path, const struct text *text,
+static tp_status load_whole(tp_lookup *lookup, const char *path, const struct tp_text *text,
                             tp_index **out, struct tp_error *err)
 {
     uint64_t  tar_bytes;
@@ -246,7 +145,7 @@ static tp_status load_whole(tp_lookup *lookup, const char *path, const struct te
             st = check_complete(lookup, *out, err);
     }
     if (st == TP_OK && !*out)
-        st = scan(lookup, out, err);
+        st = tp_source_scan(lookup->tar, out, err);
     if (st == TP_OK)
         st = check_count(lookup, tp_index_count(*out), err);
     if (st != TP_OK) {
@@ -258,8 +157,8 @@ static tp_status load_whole(tp_lookup *lookup, const char *path, const struct te
 
 /* Find the lines of the text, if each of them can be a sample: *lines stays NULL, with TP_OK, when
  * there is no text or it has no names.  Locked. */
-static tp_status find_lines(const char *path, const struct text *text, struct tp_index_line **lines,
-                            uint64_t *count, struct tp_error *err)
+static tp_status find_lines(const char *path, const struct tp_text *text,
+                            struct tp_index_line **lines, uint64_t *count, struct tp_error *err)
 {
     *lines = NULL;
     if (!text->bytes)
@@ -269,13 +168,55 @@ static tp_status find_lines(const char *path, const struct text *text, struct tp
     return st == TP_EUNSUPPORTED ? TP_OK : st;
 }
 
-/* Decide how the shard is indexed, and count its samples if need be.  Locked. */
-static tp_status open_text(tp_lookup *lookup, const char *path, const struct text *text,
-                           struct tp_error *err)
+/* The index of page `number` from its lines.  A page begins one sample early for all but the first:
+ * so that two lines of one key, which are one sample, are noticed wherever they lie.  Locked. */
+static tp_status parse_page(tp_lookup *lookup, size_t number, const uint8_t *bytes, size_t size,
+                            tp_index **out, struct tp_error *err)
 {
-    uint64_t  count = 0;
-    tp_index *index = NULL;
-    tp_status st = find_lines(path, text, &lookup->lines, &count, err);
+    const char    *path = tp_source_sidecar_path(lookup->tar);
+    const uint64_t early = number > 0, first = (uint64_t)number * TP_PAGE_SAMPLES - early;
+    const uint64_t left = lookup->samples - first;
+    const uint64_t wanted = left < TP_PAGE_SAMPLES + early ? left : TP_PAGE_SAMPLES + early;
+    uint64_t       tar_bytes;
+    *out = NULL;
+    tp_status st = tp_source_bytes(lookup->tar, &tar_bytes, err);
+    if (st == TP_OK)
+        st = tp_index_parse_lines(out, bytes, size, first + 2, tar_bytes, path, err);
+    if (st == TP_OK && tp_index_count(*out) != wanted) {
+        st = tp_fail(err, TP_ECORRUPT,
+                     "%s: line %" PRIu64 " and those after it: found %" PRIu64
+                     " samples, expected one on each of %" PRIu64
+                     " lines; rebuild it with `tarpon index --force`",
+                     path, first + 2, tp_index_count(*out), wanted);
+        tp_index_free(*out);
+        *out = NULL;
+    }
+    return st;
+}
+
+/* All pages of a text that took a round trip to get, as far as they are good and there is room:
+ * what is not used is dropped first.  Locked. */
+static void keep_pages(tp_lookup *lookup, const struct tp_text *text)
+{
+    for (size_t number = 0; number < lookup->page_count; number++) {
+        const struct tp_index_line *line = &lookup->lines[number];
+        tp_index                   *index;
+        tp_page                    *page;
+        if (parse_page(lookup, number, text->bytes + line[0].before, line[1].at - line[0].before,
+                       &index, NULL) != TP_OK ||
+            tp_pages_put(lookup->pages, &lookup->slots[number], index, &page, NULL) != TP_OK)
+            return; /* whoever wants that page is told why */
+        tp_pages_unpin(lookup->pages, page);
+    }
+}
+
+/* Decide how the shard is indexed, and count its samples if need be.  Locked. */
+static tp_status open_text(tp_lookup *lookup, const struct tp_text *text, struct tp_error *err)
+{
+    const char *path = tp_source_sidecar_path(lookup->tar);
+    uint64_t    count = 0;
+    tp_index   *index = NULL;
+    tp_status   st = find_lines(path, text, &lookup->lines, &count, err);
     lookup->paged = lookup->lines && count == lookup->samples;
     if (st == TP_OK && !lookup->paged) { /* to count, or because a line may be no sample */
         st = load_whole(lookup, path, text, &index, err);
@@ -295,7 +236,9 @@ static tp_status open_text(tp_lookup *lookup, const char *path, const struct tex
         index = NULL; /* ownership moved to the pages */
     }
     tp_index_free(index);
-    lookup->sidecar = text->info;
+    lookup->sidecar = text->identity;
+    if (st == TP_OK && lookup->paged && tp_source_remote(lookup->tar))
+        keep_pages(lookup, text);
     return st;
 }
 
@@ -311,21 +254,18 @@ static void close_text(tp_lookup *lookup)
 
 static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
 {
-    struct text text = {.bytes = NULL};
-    tp_status   st = TP_OK;
+    struct tp_text text = {.bytes = NULL};
+    tp_status      st = TP_OK;
     if (atomic_load_explicit(&lookup->ready, memory_order_acquire))
         return TP_OK;
     (void)pthread_mutex_lock(&lookup->loading);
     if (!atomic_load_explicit(&lookup->ready, memory_order_relaxed)) {
-        char *path = sidecar_path(tp_source_path(lookup->tar));
-        st = path ? read_sidecar(path, 0, UINT64_MAX, NULL, &text, err)
-                  : tp_fail(err, TP_ENOMEM, "out of memory");
+        st = tp_source_sidecar(lookup->tar, 0, UINT64_MAX, NULL, &text, err);
         if (st == TP_OK)
-            st = open_text(lookup, path, &text, err);
+            st = open_text(lookup, &text, err);
         if (st != TP_OK)
             close_text(lookup);
         tp_free(text.bytes);
-        tp_free(path);
         atomic_store_explicit(&lookup->ready, st == TP_OK, memory_order_release);
     }
     (void)pthread_mutex_unlock(&lookup->loading);
@@ -338,10 +278,10 @@ static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
  * one stay; whatever is found, the header before every payload has the last word.  Locked. */
 static tp_status open_again(tp_lookup *lookup, const char *path, struct tp_error *err)
 {
-    struct text           text;
+    struct tp_text        text;
     struct tp_index_line *lines = NULL;
     uint64_t              count = 0;
-    tp_status             st = read_sidecar(path, 0, UINT64_MAX, NULL, &text, err);
+    tp_status             st = tp_source_sidecar(lookup->tar, 0, UINT64_MAX, NULL, &text, err);
     if (st == TP_OK && !text.bytes)
         return tp_fail(err, TP_EIO,
                        "%s: gone, expected the index that was there at first; put it back, or open "
@@ -358,19 +298,20 @@ static tp_status open_again(tp_lookup *lookup, const char *path, struct tp_error
     } else if (st == TP_OK) {
         tp_free(lookup->lines);
         lookup->lines = lines;
-        lookup->sidecar = text.info;
+        lookup->sidecar = text.identity;
     }
     tp_free(text.bytes);
     return st;
 }
 
 /* The lines of page `number`, and the one before them where there is one.  Locked. */
-static tp_status read_page(tp_lookup *lookup, const char *path, size_t number, struct text *text,
+static tp_status read_page(tp_lookup *lookup, const char *path, size_t number, struct tp_text *text,
                            struct tp_error *err)
 {
     for (int tries = 0; tries < 3; tries++) {
         const struct tp_index_line *line = &lookup->lines[number];
-        tp_status st = read_sidecar(path, line[0].before, line[1].at, &lookup->sidecar, text, err);
+        tp_status                   st =
+            tp_source_sidecar(lookup->tar, line[0].before, line[1].at, &lookup->sidecar, text, err);
         if (st != TP_OK || text->bytes)
             return st;
         if ((st = open_again(lookup, path, err)) != TP_OK)
@@ -379,35 +320,14 @@ static tp_status read_page(tp_lookup *lookup, const char *path, size_t number, s
     return tp_fail(err, TP_EIO, "%s: replaced again and again, expected it to stay", path);
 }
 
-/* The index of page `number`, which begins one sample early for all but the first: so that two
- * lines of one key, which are one sample, are noticed wherever they lie.  Locked. */
 static tp_status load_page(tp_lookup *lookup, size_t number, tp_index **out, struct tp_error *err)
 {
-    uint64_t    tar_bytes;
-    struct text text = {.bytes = NULL};
-    char       *path = sidecar_path(tp_source_path(lookup->tar));
+    struct tp_text text = {.bytes = NULL};
     *out = NULL;
-    if (!path)
-        return tp_fail(err, TP_ENOMEM, "out of memory");
-    const uint64_t early = number > 0, first = (uint64_t)number * TP_PAGE_SAMPLES - early;
-    const uint64_t left = lookup->samples - first;
-    const uint64_t wanted = left < TP_PAGE_SAMPLES + early ? left : TP_PAGE_SAMPLES + early;
-    tp_status      st = read_page(lookup, path, number, &text, err);
+    tp_status st = read_page(lookup, tp_source_sidecar_path(lookup->tar), number, &text, err);
     if (st == TP_OK)
-        st = tp_source_bytes(lookup->tar, &tar_bytes, err);
-    if (st == TP_OK)
-        st = tp_index_parse_lines(out, text.bytes, text.size, first + 2, tar_bytes, path, err);
-    if (st == TP_OK && tp_index_count(*out) != wanted) {
-        st = tp_fail(err, TP_ECORRUPT,
-                     "%s: line %" PRIu64 " and those after it: found %" PRIu64
-                     " samples, expected one on each of %" PRIu64
-                     " lines; rebuild it with `tarpon index --force`",
-                     path, first + 2, tp_index_count(*out), wanted);
-        tp_index_free(*out);
-        *out = NULL;
-    }
+        st = parse_page(lookup, number, text.bytes, text.size, out, err);
     tp_free(text.bytes);
-    tp_free(path);
     return st;
 }
 

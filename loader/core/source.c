@@ -1,47 +1,42 @@
-#include "source.h"
+#include "source_file.h"
 
 #include "alloc.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-struct tp_source {
-    char                 *path;
-    struct tp_open_files *files;
-    pthread_mutex_t       lock; /* around opening */
-    atomic_int            fd;   /* -1: not kept open */
-    bool                  seen; /* the four below were read from the file */
-    uint64_t              bytes;
-    dev_t                 device;
-    ino_t                 inode;
-    struct timespec       changed;
-};
+tp_source *tp_source_named(const char *path)
+{
+    size_t     length = strlen(path) + 1;
+    tp_source *source = tp_alloc_zero(1, sizeof *source);
+    if (!source)
+        return NULL;
+    atomic_init(&source->fd, -1);
+    (void)pthread_mutex_init(&source->lock, NULL);
+    source->path = tp_alloc(length, 1);
+    source->sidecar = tp_sidecar_name(path, false);
+    if (!source->path || !source->sidecar) {
+        tp_source_free(source);
+        return NULL;
+    }
+    memcpy(source->path, path, length);
+    return source;
+}
 
 tp_status tp_source_create(tp_source **out, const char *path, uint64_t bytes,
                            struct tp_open_files *files, struct tp_error *err)
 {
-    *out = NULL;
-    size_t     length = strlen(path) + 1;
-    tp_source *source = tp_alloc_zero(1, sizeof *source);
-    char      *copy = tp_alloc(length, 1);
-    if (!source || !copy) {
-        tp_free(source);
-        tp_free(copy);
+    *out = tp_source_named(path);
+    if (!*out)
         return tp_fail(err, TP_ENOMEM, "out of memory");
-    }
-    source->path = memcpy(copy, path, length);
-    source->files = files;
-    source->bytes = bytes;
-    atomic_init(&source->fd, -1);
-    (void)pthread_mutex_init(&source->lock, NULL);
-    *out = source;
+    (*out)->files = files;
+    (*out)->bytes = bytes;
     return TP_OK;
 }
 
@@ -156,8 +151,10 @@ static tp_status read_fully(const tp_source *source, int fd, uint64_t offset, st
 tp_status tp_source_read(tp_source *source, uint64_t offset, uint8_t *head, size_t head_size,
                          uint8_t *body, size_t size, struct tp_error *err)
 {
-    int       fd;
-    bool      keep;
+    int  fd;
+    bool keep;
+    if (source->remote)
+        return tp_far_read(source, offset, head, head_size, body, size, err);
     tp_status st = borrow(source, &fd, &keep, err);
     if (st != TP_OK)
         return st;
@@ -174,8 +171,10 @@ tp_status tp_source_read(tp_source *source, uint64_t offset, uint8_t *head, size
 
 tp_status tp_source_bytes(tp_source *source, uint64_t *bytes, struct tp_error *err)
 {
-    int       fd;
-    bool      keep;
+    int  fd;
+    bool keep;
+    if (source->remote)
+        return tp_far_bytes(source, bytes, err);
     tp_status st = borrow(source, &fd, &keep, err);
     if (st != TP_OK)
         return st;
@@ -185,12 +184,95 @@ tp_status tp_source_bytes(tp_source *source, uint64_t *bytes, struct tp_error *e
     return TP_OK;
 }
 
-tp_status tp_source_open(tp_source *source, int *fd, struct tp_error *err)
+tp_status tp_source_scan(tp_source *source, tp_index **out, struct tp_error *err)
 {
+    int fd;
+    *out = NULL;
+    if (source->remote)
+        return tp_far_scan(source, out, err);
     (void)pthread_mutex_lock(&source->lock);
-    tp_status st = open_checked(source, fd, err);
+    tp_status st = open_checked(source, &fd, err);
     (void)pthread_mutex_unlock(&source->lock);
+    if (st != TP_OK)
+        return st;
+    st = tp_index_scan(out, fd, source->path, err);
+    (void)close(fd);
     return st;
+}
+
+/* ---- the index beside it -------------------------------------------------------------------- */
+
+static struct tp_identity identity_of(const struct stat *info)
+{
+    return (struct tp_identity){.device = info->st_dev,
+                                .inode = info->st_ino,
+                                .size = (uint64_t)info->st_size,
+                                .seconds = (uint64_t)info->st_mtim.tv_sec,
+                                .nanoseconds = (uint64_t)info->st_mtim.tv_nsec};
+}
+
+/* Read `size` bytes at `from` into *out, which the caller owns. */
+static tp_status read_range(int fd, const char *path, uint64_t from, size_t size, uint8_t **out,
+                            struct tp_error *err)
+{
+    size_t   got = 0;
+    uint8_t *text = tp_alloc(size, 1);
+    if (!text)
+        return tp_fail(err, TP_ENOMEM, "%s: out of memory for an index", path);
+    while (got < size) {
+        ssize_t more = pread(fd, text + got, size - got, (off_t)(from + got));
+        if (more < 0 && errno == EINTR)
+            continue;
+        if (more <= 0) {
+            tp_status st = tp_fail(err, TP_EIO, "%s: %s", path,
+                                   more < 0 ? strerror(errno) : "cut off while it was read");
+            tp_free(text);
+            return st;
+        }
+        got += (size_t)more;
+    }
+    *out = text;
+    return TP_OK;
+}
+
+tp_status tp_source_sidecar(tp_source *source, uint64_t from, uint64_t to,
+                            const struct tp_identity *expected, struct tp_text *text,
+                            struct tp_error *err)
+{
+    const char *path = source->sidecar;
+    struct stat info;
+    tp_status   st = TP_OK;
+
+    if (source->remote)
+        return tp_far_sidecar(source, from, to, text, err);
+    *text = (struct tp_text){.bytes = NULL};
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not block us */
+    if (fd < 0 && errno == ENOENT)
+        return TP_OK;
+    if (fd < 0 || fstat(fd, &info) < 0) {
+        bool many = errno == EMFILE || errno == ENFILE;
+        st = tp_fail(err, TP_EIO, "%s: %s; %s", path, strerror(errno),
+                     many ? "raise the limit on open files (ulimit -n)"
+                          : "check its permissions, or remove it to have the tar scanned");
+    } else if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > TP_SIDECAR_BYTES_MAX) {
+        st = tp_fail(err, TP_ECORRUPT,
+                     "%s: not an index file; remove it or rebuild it with `tarpon index --force`",
+                     path);
+    } else {
+        text->identity = identity_of(&info);
+        if (!expected || memcmp(expected, &text->identity, sizeof *expected) == 0) {
+            text->size = (size_t)((to == UINT64_MAX ? (uint64_t)info.st_size : to) - from);
+            st = read_range(fd, path, from, text->size, &text->bytes, err);
+        }
+    }
+    if (fd >= 0)
+        (void)close(fd);
+    return st;
+}
+
+const char *tp_source_sidecar_path(const tp_source *source)
+{
+    return source->sidecar;
 }
 
 const char *tp_source_path(const tp_source *source)
@@ -208,6 +290,11 @@ void tp_source_free(tp_source *source)
         atomic_fetch_add(&source->files->left, 1);
     }
     (void)pthread_mutex_destroy(&source->lock);
+    tp_remote_release(source->remote);
+    tp_remote_release(source->remote_sidecar);
+    tp_cache_key_free(source->key);
+    tp_cache_release(source->cache);
+    tp_free(source->sidecar);
     tp_free(source->path);
     tp_free(source);
 }

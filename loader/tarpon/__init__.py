@@ -1,5 +1,6 @@
 """WebDataset shards to training batches, decoded by C threads in an exact, resumable order."""
 
+from tarpon._prefetch import prefetch
 from tarpon.batch import Batch, Ragged
 from tarpon.dataset import Dataset, View, index, open, view
 from tarpon.errors import (
@@ -50,5 +51,6 @@ __all__ = [
     "View",
     "index",
     "open",
+    "prefetch",
     "view",
 ]

@@ -15,15 +15,6 @@ from tarpon.fields import CenterCrop, Field, RandomResizedCrop
 _THREADS_MOST = 16
 
 
-def refuse_unsupported(cache_dir: object, cache_bytes: object, store: object) -> None:
-    for name, value in (("cache_dir", cache_dir), ("cache_bytes", cache_bytes), ("store", store)):
-        if value is not None:
-            raise NotImplementedError(
-                f"{name}={value!r}: not supported yet, expected None; only local shards are read, "
-                "and the page cache keeps those"
-            )
-
-
 def asked_order(
     lanes: int | None, window_samples: int | Literal["all"] | None
 ) -> tuple[int | None, int | Literal["all"] | None, frozenset[str]]:

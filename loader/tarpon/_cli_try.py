@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from PIL import Image as Pillow
 
 from tarpon import _stats
 from tarpon._order import Order
+from tarpon._prefetch import prefetch
 from tarpon.dataset import Dataset
 from tarpon.errors import StoreError
 from tarpon.fields import IMAGE_EXTENSIONS, CenterCrop, Field, RandomResizedCrop, Raw
@@ -32,6 +34,12 @@ def add_commands(add: Callable[[str, Run, str], argparse.ArgumentParser]) -> Non
     stats.add_argument("--shuffle", action="store_true", help="how well an epoch's order mixes")
     stats.add_argument("--label", metavar="EXT", help="component with the class; default cls")
     stats.add_argument("--batches", type=_positive, default=16, help="to look at, default 16")
+    stats.add_argument(
+        "--rate", type=_seconds, metavar="N", help="samples/s of all ranks; default 2500 each"
+    )
+    stats.add_argument(
+        "--price", type=_price, default=0.0004, metavar="USD", help="of 1,000 GETs, default 0.0004"
+    )
     _add_order(stats)
     bench = add("bench", _bench, "Time a Loader over shards and say what it waited for.")
     bench.add_argument("--crop", type=_positive, metavar="PX", help="decode, crop and resize to PX")
@@ -45,6 +53,9 @@ def add_commands(add: Callable[[str, Run, str], argparse.ArgumentParser]) -> Non
     view.add_argument("--center", action="store_true", help="the evaluation crop, not random ones")
     view.add_argument("--count", type=_positive, default=48, help="images, default 48")
     view.add_argument("--seed", type=int, default=0)
+    fetch = add("prefetch", _prefetch_all, "Fill a cache with remote shards before a run.")
+    fetch.add_argument("--cache-dir", type=Path, required=True, help="the loader's cache_dir")
+    fetch.add_argument("--cache-bytes", type=_bytes, metavar="N", help="at most, such as 500G")
 
 
 def _add_order(command: argparse.ArgumentParser) -> None:
@@ -69,6 +80,19 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}, expected seconds above 0")
     return seconds
+
+
+def _price(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
+
+
+def _bytes(text: str) -> int:
+    """``2000``, ``64M``, ``1.5T``: decimal powers, or with an i binary ones."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected bytes such as 500G or 1.5TiB")
+    power = "kMGT".find(found[2].lower() if found[2] == "K" else found[2]) + 1 if found[2] else 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def _window(text: str) -> int | str:
@@ -115,7 +139,14 @@ def _shuffle_report(dataset: Dataset, options: argparse.Namespace) -> dict[str, 
     )
     label = options.label or ("cls" if dataset.component(0, "cls") is not None else None)
     mixes = _stats.mixes(dataset, order, global_batch=batch, batches=options.batches, label=label)
-    plan = _stats.plan(dataset, order, batch_size=options.batch_size, world_size=options.world_size)
+    plan = _stats.plan(
+        dataset,
+        order,
+        batch_size=options.batch_size,
+        world_size=options.world_size,
+        samples_per_s=options.rate or 2500.0 * options.world_size,
+        dollars_per_1000=options.price,
+    )
     return {
         "order": order.state(),
         "batch_size": options.batch_size,
@@ -147,10 +178,12 @@ def _print_shuffle(report: dict[str, Any]) -> None:
         print("  no component cls: name the one that holds the class with --label")
     print(
         f"an epoch, per rank: {epoch['local_bytes'] / _MIB:,.0f} MiB of encoded samples in batches "
-        f"from local shards, "
-        f"{epoch['remote_bytes'] / _MIB:,.0f} MiB from remote ones; all ranks: "
-        f"{epoch['requests']:,} range requests and {epoch['requests_for_indexes']:,} for indexes, "
-        "were they remote"
+        f"from local shards, {epoch['remote_bytes'] / _MIB:,.0f} MiB from remote ones\n"
+        f"were they remote, all ranks: {epoch['requests']:,} range requests and, in the first "
+        f"epoch, {epoch['requests_for_indexes']:,} for indexes: ${epoch['dollars']:.4f} at "
+        f"${epoch['dollars_per_1000_requests']:g} a thousand\n"
+        f"at {epoch['samples_per_s']:,.0f} samples/s: {epoch['requests_per_s']:,.1f} requests/s "
+        "(S3 bears 5,500/s on one prefix)"
     )
 
 
@@ -261,3 +294,34 @@ def _view(options: argparse.Namespace) -> int:
     else:
         print(f"{options.output}: {len(images)} images of epoch 0, batch 0", file=sys.stderr)
     return 0
+
+
+# ---- prefetch ------------------------------------------------------------------------------------
+
+
+def _prefetch_all(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    fetched = prefetch(
+        options.shards,
+        cache_dir=options.cache_dir,
+        cache_bytes=options.cache_bytes,
+        progress=_bar if sys.stderr.isatty() else None,
+    )
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    report = {"fetched_bytes": fetched, "seconds": time.monotonic() - began}
+    if options.json:
+        print(json.dumps(report, sort_keys=True))
+    else:
+        print(f"{fetched / _MIB:,.1f} MiB fetched into {options.cache_dir}; the rest was there")
+    return 0
+
+
+def _bar(done: int, total: int) -> None:
+    filled = 30 * done // max(total, 1)
+    print(
+        f"\rfetching [{'#' * filled}{'.' * (30 - filled)}] "
+        f"{done / _MIB:,.0f} of {total / _MIB:,.0f} MiB",
+        end="",
+        file=sys.stderr,
+    )

@@ -5,18 +5,58 @@ from typing import Any
 Buffer = Any  # whatever has the buffer protocol; typing knows it from 3.12 on
 
 ORDER_VERSION: int
+CACHE_BLOCK: int
 
 class Slab:
     """Memory of one batch, by the buffer protocol; writable."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
-class Dataset:
-    """Shards of ``(path, samples or -1, bytes or -1)`` laid end to end."""
+class Client:
+    """Reads remote files on a thread of its own; see core/http.h."""
 
-    def __init__(self, shards: list[tuple[str, int, int]]) -> None: ...
+    def __init__(
+        self,
+        connections: int,
+        deadline_s: float,
+        stall_s: float,
+        hedge: bool,
+        ca_file: str | None,
+    ) -> None: ...
+    def read(self, name: str, url: str | None, most: int, /) -> bytes:
+        """A whole file; ``url=None`` asks the signer."""
+    def next_unsigned(self, timeout_s: float, /) -> tuple[object, str, bool, str] | None:
+        """``(ticket, name, refused, region)`` of a URL that is needed."""
+    def signed(
+        self, ticket: object, url: str | None, lives_s: float, failure: str | None, /
+    ) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def quiet(self) -> None:
+        """Close all connections for good."""
+
+class Cache:
+    """Blocks of remote shards in a local folder; see core/cache.h."""
+
+    def __init__(self, folder: str, most_bytes: int) -> None: ...
+    def trouble(self) -> str | None:
+        """Why nothing can be written, told once."""
+    def stats(self) -> dict[str, int]: ...
+
+class Dataset:
+    """Shards laid end to end: ``(path, samples or -1, bytes or -1, is remote, url, etag)``."""
+
+    def __init__(
+        self,
+        shards: list[tuple[str, int, int, bool, str | None, str | None]],
+        client: Client | None = None,
+        cache: Cache | None = None,
+    ) -> None: ...
+    def fill(self, shard: int, block: int, /) -> bool:
+        """Get a block that is not in the cache; ``False``: it is, or there is no such block."""
     def __len__(self) -> int: ...
     def shard_samples(self) -> list[int]: ...
+    def shard_bytes(self) -> list[int]:
+        """-1 where nobody told, of a local one."""
     def index_bytes(self) -> int:
         """What indexes hold in memory now."""
     def sample(self, index: int, /) -> tuple[int, str, list[tuple[str, int, int]]]:
@@ -28,9 +68,20 @@ class Engine:
     """Threads that fill batches in the order they were submitted."""
 
     def __init__(
-        self, dataset: Dataset, fields: list[tuple[Any, ...]], threads: int, buffer_bytes: int
+        self,
+        dataset: Dataset,
+        fields: list[tuple[Any, ...]],
+        threads: int,
+        buffer_bytes: int,
+        window_bytes: int,
     ) -> None: ...
-    def submit(self, samples: Buffer, positions: Buffer, seed: int, epoch: int, /) -> None: ...
+    def plan(self, samples: Buffer, first: bool, /) -> None:
+        """Read these ahead, in about this order; `first`: before what was planned."""
+    def skip(self, sample: int, /) -> None:
+        """A sample that was planned will not be read."""
+    def submit(
+        self, samples: Buffer, positions: Buffer, seed: int, epoch: int, first: bool, /
+    ) -> None: ...
     def take(
         self, timeout_s: float, /
     ) -> tuple[

@@ -18,7 +18,7 @@ from tarpon.errors import StateMismatchError
 Int64s = npt.NDArray[np.int64]
 
 _MOST_LANES = 64
-_WINDOW_BYTES = 3 << 29  # 1.5 GiB, what the ranks together hold of remote shards
+WINDOW_BYTES = 3 << 29  # 1.5 GiB, what the ranks together hold of remote shards
 _WINDOW_SAMPLES = (256, 65_536)
 _CHUNK_BYTES = 4 << 20  # one range request
 _CHUNK_SAMPLES = 4096
@@ -70,7 +70,7 @@ class Order:
             window = min(window_samples, samples)
         else:
             least, most = _WINDOW_SAMPLES
-            held = _WINDOW_BYTES * samples // total_bytes
+            held = WINDOW_BYTES * samples // total_bytes
             window = min(max(held, least), most, samples)
         near = _CHUNK_BYTES * samples // total_bytes
         chunk = min(max(min(near, window // (4 * lanes)), 1), _CHUNK_SAMPLES)

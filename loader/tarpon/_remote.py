@@ -1,87 +1,116 @@
-"""Reads small files over the network: shard lists. Never tars, which the core reads."""
+"""The network client of this process, and the thread that signs URLs for it.
+
+Bytes come through core/http.h; Python only knows the credentials. One client per process, store and
+time-out: datasets share its connections.
+"""
 
 from __future__ import annotations
 
-import http.client
-import re
-import ssl
-import urllib.error
-import urllib.request
+import atexit
+import os
+import threading
+import time
 
-from tarpon import _s3
-from tarpon._s3_errors import refused
-from tarpon._url import is_s3, shown
+from tarpon import _core
+from tarpon._names import without_secrets
 from tarpon.errors import StoreError
 from tarpon.store import Store
 
-_TIMEOUT_S = 60
-_CODE = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
-_REGION = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
+_CONNECTIONS = 64
+_TIMEOUT_S = 600.0
+_STALL_S = 10.0
+
+_lock = threading.Lock()
+_clients: dict[tuple[int, Store, float], _core.Client] = {}
+
+
+def client(store: Store | None, timeout_s: float | None = None) -> _core.Client:
+    """The client of this process for `store`.
+
+    Args:
+        timeout_s: Longest that one read may take, tries included; ``None``: 600 s.
+    """
+    store = store or Store()
+    timeout_s = _TIMEOUT_S if timeout_s is None else float(timeout_s)
+    key = (os.getpid(), store, timeout_s)
+    with _lock:
+        if key not in _clients:
+            _clients[key] = _made(store, timeout_s)
+        return _clients[key]
 
 
 def read(url: str, store: Store | None, most_bytes: int) -> bytes:
-    """The whole of a file at an s3 or http(s) place, on the calling thread.
+    """A small file, whole.
+
+    Args:
+        url: ``s3://bucket/key``, or an ``http(s)://`` URL as it is.
 
     Raises:
-        StoreError: Not there, not to be reached, or more than `most_bytes`.
+        StoreError: It is not there, may not be read, or nobody answers; the message says which.
+        CorruptShardError: It is larger than `most_bytes`.
     """
-    if not is_s3(url):
-        try:
-            return _get(url, url, store, most_bytes)
-        except urllib.error.HTTPError as error:
-            raise _refusal(url, error.code, None) from None
-    s3 = _s3.of(store)
-    for last in (False, True):
-        try:
-            return _get(url, s3.sign(url)[0], store, most_bytes)
-        except urllib.error.HTTPError as error:
-            body = error.read(4096)
-            found = _REGION.search(body)
-            region = error.headers.get("x-amz-bucket-region") or (found and found[1].decode())
-            if last or error.code not in (301, 307, 400, 403):
-                code = _CODE.search(body)
-                raise _refusal(url, error.code, code[1].decode() if code else None) from None
-            if not (region and s3.region_hint(url, region)):
-                s3.renew()
-    raise AssertionError("the last try returns or raises")
+    signed = url.startswith("s3://")
+    return client(store).read(without_secrets(url), None if signed else url, most_bytes)
 
 
-def _get(url: str, full: str, store: Store | None, most_bytes: int) -> bytes:
-    """`full` has the query that is not to be shown."""
-    context = None
+def _made(store: Store, timeout_s: float) -> _core.Client:
+    made = _core.Client(
+        connections=store.connections or _CONNECTIONS,
+        # Before a loader's own time-out, whose message could not say what went wrong.
+        deadline_s=0.9 * timeout_s,
+        stall_s=min(_STALL_S, timeout_s / 4),
+        hedge=True,
+        ca_file=_ca_file(store),
+    )
+    threading.Thread(target=_sign, args=(made, store), name="tarpon-signer", daemon=True).start()
+    return made
+
+
+def _ca_file(store: Store) -> str | None:
+    """Certificates to trust: the wheel's libcurl only knows where those of its builder lie."""
+    for path in (store.ca_bundle, *map(os.environ.get, ("AWS_CA_BUNDLE", "SSL_CERT_FILE"))):
+        if path:
+            return path
     try:
-        if store is not None and store.ca_bundle is not None:
-            context = ssl.create_default_context(cafile=store.ca_bundle)
-        with urllib.request.urlopen(full, timeout=_TIMEOUT_S, context=context) as answer:
-            data: bytes = answer.read(most_bytes + 1)
-    except urllib.error.HTTPError:
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        if isinstance(reason, OSError):
-            reason = reason.strerror or type(reason).__name__
-        raise StoreError(
-            f"{shown(url)}: no answer ({reason}), expected a shard list; check the host and the "
-            "network"
-        ) from None
-    if len(data) > most_bytes:
-        raise StoreError(
-            f"{shown(url)}: more than {most_bytes} bytes, expected a shard list; check the name"
-        )
-    return data
+        import certifi
+    except ImportError:
+        return None
+    return certifi.where()
 
 
-def _refusal(url: str, status: int, code: str | None) -> StoreError:
-    where = shown(url)
-    if status == 404 and code in (None, "NoSuchKey"):
-        return StoreError(
-            f"{where}: no such file (HTTP 404), expected a shard list; was the version published?"
-        )
-    if is_s3(url):
-        return refused(where, status, code)
-    if status in (401, 403):
-        return StoreError(
-            f"{where}: access denied (HTTP {status}), expected a URL that may be read; if it is "
-            "a signed one, it may have expired"
-        )
-    return StoreError(f"{where}: the server answered {status}, expected the file; check the URL")
+def _sign(made: _core.Client, store: Store) -> None:
+    """Sign what the client asks for, until the program ends. What goes wrong becomes its errors."""
+    while True:
+        asked = made.next_unsigned(1.0)
+        if asked is None:
+            continue
+        ticket, name, refused, region = asked
+        try:
+            url, expires_s = _signed(name, store, refused, region)
+            made.signed(ticket, url, max(expires_s - time.time(), 0.0), None)
+        except StoreError as error:
+            made.signed(ticket, None, 0.0, str(error).removeprefix(f"{name}: "))
+        except Exception as error:  # anything, or the request would wait for its deadline
+            made.signed(
+                ticket, None, 0.0, f"{type(error).__name__} while its URL was signed; report this"
+            )
+
+
+def _signed(name: str, store: Store, refused: bool, region: str) -> tuple[str, float]:
+    from tarpon._s3 import S3
+
+    s3 = S3.of(store)
+    if region:
+        s3.region_hint(name, region)
+    elif refused:
+        s3.renew()
+    return s3.sign(name)
+
+
+@atexit.register
+def _quiet() -> None:
+    """Connections end before the libraries under them are unloaded."""
+    with _lock:
+        for (pid, _, _), made in _clients.items():
+            if pid == os.getpid():
+                made.quiet()

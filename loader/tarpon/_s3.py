@@ -1,321 +1,236 @@
-"""The S3 side of names: lists buckets and signs URLs, by botocore's credentials and endpoints.
+"""What only botocore knows: credentials, endpoints, signatures; and the names in a bucket.
 
-Moves no object data: the core reads by the URLs signed here. botocore is imported when the first
-``s3://`` URL is met.
+Signing is arithmetic; listing, and getting credentials, touch the network. Bytes of shards do not
+come through here: see core/http.h. Nothing of a credential is kept, shown or logged.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, Self
+from urllib.parse import urlsplit
 
-from tarpon._presign import ALGORITHM, Keys, Place, Presigner, escaped
-from tarpon._s3_errors import explained
-from tarpon._url import bucket_and_key
-from tarpon.errors import StoreError, TarponError
+from tarpon.errors import StoreError
 from tarpon.store import Store
 
-_LIFETIME_S = 3600
-"""Of a signed URL: as long as one epoch over a shard may take; short if it leaks."""
-_REUSE_S = 30.0
-"""How long one signer serves: botocore is asked no oftener whether credentials changed."""
-_MARGIN_S = 60.0
-"""How long before the end a URL counts as expired: clocks differ, requests wait in line."""
-_RENEW_EVERY_S = 1.0
-"""Of ten thousand refused requests only the first renews: metadata services throttle."""
-_REGION = re.compile(r"[a-z0-9-]{1,40}")
-_AWS = re.compile(r"\.amazonaws\.com(\.cn)?$")
+_LIVES_S = 3600
+_RENEW_AT_MOST_EVERY_S = 1.0
+_AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object that a listing named."""
+    """One object of a listing."""
 
     url: str
     bytes: int
-    etag: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Signer:
-    url: Callable[[str], str]
-    from_s: float
-    until_s: float
-    expires_s: float
+    etag: str
 
 
 class S3:
-    """One store as one process reaches it. Any number of threads may use it."""
+    """One per process and `Store`; see `of`. Threads may share it."""
+
+    _made: dict[tuple[int, Store], S3] = {}  # noqa: RUF012  the cache of `of`
+    _making = threading.Lock()
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.RLock()
-        self._session: Any = None
-        self._clients: dict[str | None, Any] = {}
+        self._clients: dict[tuple[str | None, str], Any] = {}
         self._regions: dict[str, str] = {}
-        self._places: dict[str, Place] = {}
-        self._signers: dict[str, _Signer] = {}
-        self._renewed = (0, float("-inf"))  # how often, and when last on the monotonic clock
+        self._session: Any = None
+        self._renewed_s = 0.0
 
-    def below(self, url: str, *, deep: bool = True, page_keys: int = 1000) -> list[Found]:
-        """Objects whose URL begins with `url`, in the order of their keys' bytes.
-
-        Markers of folders (keys that end in ``/``) are left out. One request per `page_keys`.
-
-        Args:
-            url: ``s3://bucket/prefix``; a prefix of text, not of folders.
-            deep: Also those with another ``/`` after the prefix.
-            page_keys: Objects per request, at most 1000.
-
-        Raises:
-            StoreError: The bucket cannot be listed.
-        """
-        bucket, prefix = bucket_and_key(url)
-        options: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
-        if not deep:
-            options["Delimiter"] = "/"
-        if self._store.requester_pays:
-            options["RequestPayer"] = "requester"
-        found = []
-        with _errors_at(url):
-            client = self._client(bucket)
-            aws = _AWS.search(urlsplit(client.meta.endpoint_url).hostname or "")
-            pages = client.get_paginator("list_objects_v2").paginate(
-                **options, PaginationConfig={"PageSize": page_keys}
-            )
-            for page in pages:
-                # botocore followed the bucket to its region; other stores make regions up
-                region = page["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
-                if aws and region:
-                    self.region_hint(url, region)
-                found += [
-                    Found(f"s3://{bucket}/{each['Key']}", int(each["Size"]), each.get("ETag"))
-                    for each in page.get("Contents", [])
-                    if not each["Key"].endswith("/")
-                ]
+    @classmethod
+    def of(cls, store: Store | None) -> Self:
+        """The one of this process; a child after fork() gets its own."""
+        key = (os.getpid(), store or Store())
+        with cls._making:
+            if key not in cls._made:
+                cls._made[key] = cls(key[1])
+            found = cls._made[key]
+        assert isinstance(found, cls)
         return found
 
-    def sign(self, url: str) -> tuple[str, float]:
-        """A URL that answers GET for `url` (a secret), and when to ask for another: Unix seconds.
-
-        That is before the URL and before temporary credentials expire; infinite for unsigned ones.
-        The `Range` and `If-Match` headers may be sent beside it; they are not signed. Asks the
-        network only for credentials, where they come from there.
+    def list(self, url: str, *, page: int = _PAGE) -> list[Found]:
+        """Every object whose URL begins with `url`, in the order of their keys.
 
         Raises:
-            StoreError: No credentials, or not to be had.
+            StoreError: It cannot be listed; the message says why and what to do.
         """
-        bucket, key = bucket_and_key(url)
-        if not key:
-            raise StoreError(f"{url}: a bucket, expected an object; append its key")
-        signer = self._signers.get(bucket)
-        if signer is None or not signer.from_s <= time.time() < signer.until_s:
-            with self._lock, _errors_at(url):
-                signer = self._signers[bucket] = self._new_signer(bucket)
-        return signer.url(key), signer.expires_s
+        bucket, prefix = split(url)
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        if self._store.requester_pays:
+            request["RequestPayer"] = "requester"
+        try:
+            pages = self._client(bucket).get_paginator("list_objects_v2")
+            return [
+                Found(f"s3://{bucket}/{item['Key']}", item["Size"], item.get("ETag", ""))
+                for part in pages.paginate(**request, PaginationConfig={"PageSize": page})
+                for item in part.get("Contents", ())
+            ]
+        except Exception as error:
+            raise _store_error(error, url) from None
+
+    def sign(self, url: str) -> tuple[str, float]:
+        """A URL that anybody may GET, and until when, in seconds since 1970.
+
+        Raises:
+            StoreError: There are no credentials, or they could not be renewed.
+        """
+        bucket, key = split(url)
+        request = {"Bucket": bucket, "Key": key}
+        if self._store.requester_pays:
+            request["RequestPayer"] = "requester"
+        try:
+            now = time.time()
+            signed = self._client(bucket).generate_presigned_url(
+                "get_object", Params=request, ExpiresIn=_LIVES_S
+            )
+            expires = math.inf if self._store.unsigned else now + _LIVES_S
+            return signed, min(expires, self._credentials_until())
+        except Exception as error:
+            raise _store_error(error, url) from None
 
     def renew(self) -> None:
-        """Get credentials anew, wherever they come from: for when the store answered 400 or 403.
-
-        Threads that call at once share one renewal. Sign again afterwards.
-
-        Raises:
-            StoreError: None to be had.
-        """
-        times = self._renewed[0]
+        """Read or get the credentials anew: a server says that they are too old."""
         with self._lock:
-            now = time.monotonic()
-            if self._renewed[0] != times or now - self._renewed[1] < _RENEW_EVERY_S:
-                return
-            self._session, self._clients = None, {}
-            self._signers.clear()
-            if not self._store.unsigned:
-                with _errors_at("S3 credentials"):
-                    self._keys()
-            self._renewed = (times + 1, time.monotonic())
+            if time.monotonic() - self._renewed_s > _RENEW_AT_MOST_EVERY_S:
+                self._renewed_s = time.monotonic()
+                self._session = None
+                self._clients.clear()
 
-    def region_hint(self, url: str, region: str) -> bool:
-        """Take the word of an answer (``x-amz-bucket-region``) for where the bucket of `url` is.
-
-        Returns:
-            Whether that is news, and so whether signing again may help.
-        """
-        bucket = bucket_and_key(url)[0]
-        if not _REGION.fullmatch(region):
-            return False
+    def region_hint(self, url: str, region: str) -> None:
+        """A server says that the bucket of `url` is in `region`."""
         with self._lock:
-            place = self._places.get(bucket)
-            known = self._regions.get(bucket) or (place.region if place else None)
-            self._regions[bucket] = region
-            if known == region:
-                return False
-            self._places.pop(bucket, None)
-            self._signers.pop(bucket, None)
-            return True
+            self._regions[split(url)[0]] = region
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _credentials_until(self) -> float:
+        """When temporary credentials end; botocore renews them minutes before, when it signs."""
+        with self._lock:
+            found = None if self._session is None else self._session.get_credentials()
+        expiry = getattr(found, "_expiry_time", None)  # botocore has no public name for it
+        return math.inf if expiry is None else float(expiry.timestamp())
 
     def _client(self, bucket: str) -> Any:
         with self._lock:
             region = self._regions.get(bucket, self._store.region)
-            if region not in self._clients:
-                self._clients[region] = self._new_client(region)
-            return self._clients[region]
+            dots = "." in bucket  # which a wildcard certificate does not cover
+            key = (region, "path" if dots else "")
+            if key not in self._clients:
+                self._clients[key] = self._new_client(region, dots=dots)
+            return self._clients[key]
 
-    def _new_client(self, region: str | None) -> Any:
-        from botocore import UNSIGNED
-        from botocore.config import Config
-
-        store = self._store
-        if store.ca_bundle is not None and not os.path.isfile(store.ca_bundle):
-            raise StoreError(f"{store.ca_bundle}: no such file, expected ca_bundle's certificates")
-        return self._botocore_session().create_client(
-            "s3",
-            region_name=region,
-            endpoint_url=store.endpoint,
-            verify=store.ca_bundle,
-            config=Config(
-                signature_version=UNSIGNED if store.unsigned else "s3v4",
-                s3=None if store.addressing == "auto" else {"addressing_style": store.addressing},
-                connect_timeout=10,
-                read_timeout=60,
-            ),
-        )
-
-    def _botocore_session(self) -> Any:
-        from botocore.session import Session
-
-        with self._lock:
-            if self._session is None:
-                self._session = Session(profile=self._store.profile)
-            return self._session
-
-    def _new_signer(self, bucket: str) -> _Signer:
-        place = self._place(bucket)
-        now = time.time()
-        if self._store.unsigned:
-            forever = float("inf")
-            return _Signer(lambda key: place.base + escaped(key), 0.0, forever, forever)
-        keys = self._keys()
-        signer = Presigner(
-            place,
-            keys,
-            now_s=now,
-            lifetime_s=_LIFETIME_S,
-            requester_pays=self._store.requester_pays,
-        )
-        # credentials of a few seconds are for tests, but must be usable for most of them
-        margin = min(_MARGIN_S, max(keys.expires_s - now, 0.0) / 10)
-        expires = min(now + _LIFETIME_S - _MARGIN_S, keys.expires_s - margin)
-        return _Signer(signer.url, now, min(now + _REUSE_S, expires), expires)
-
-    def _place(self, bucket: str) -> Place:
-        """Where botocore's rules put a bucket, read off a URL that it signs."""
-        if bucket.endswith("--x-s3"):
+    def _new_client(self, region: str | None, *, dots: bool) -> Any:
+        try:
+            import botocore.session
+            from botocore import UNSIGNED
+            from botocore.config import Config
+        except ImportError as error:
             raise StoreError(
-                f"s3://{bucket}: a directory bucket (S3 Express), which is not supported, expected "
-                "a general purpose one"
-            )
-        if bucket not in self._places:
-            probe = self._client(bucket).generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": "k"}
-            )
-            parts, query = urlsplit(probe), parse_qs(urlsplit(probe).query)
-            region, service = "", "s3"
-            if not self._store.unsigned:
-                scope = query.get("X-Amz-Credential", [""])[0].split("/")
-                if query.get("X-Amz-Algorithm") != [ALGORITHM]:
-                    raise StoreError(
-                        f"s3://{bucket}: not signed by {ALGORITHM}, expected a bucket of one region"
-                    )
-                region, service = scope[-3], scope[-2]
-            path = parts.path.removesuffix("k")
-            self._places[bucket] = Place(
-                base=f"{parts.scheme}://{parts.netloc}{path}",
-                host=_host_header(parts.scheme, parts.netloc),
-                path=path,
-                region=region,
-                service=service,
-            )
-        return self._places[bucket]
+                "s3://: boto3 is not installed, expected it to sign requests; "
+                "pip install 'tarpon[s3]'"
+            ) from error
+        if self._session is None:
+            self._session = botocore.session.Session(profile=self._store.profile)
 
-    def _keys(self) -> Keys:
-        """The credentials as they are now; botocore refreshes temporary ones as it is asked."""
-        from botocore.exceptions import NoCredentialsError
+        def made(style: str | None) -> Any:
+            return self._session.create_client(
+                "s3",
+                region_name=region,
+                endpoint_url=self._store.endpoint,
+                verify=self._store.ca_bundle,
+                config=Config(
+                    signature_version=UNSIGNED if self._store.unsigned else "s3v4",
+                    s3={"addressing_style": style} if style else None,
+                    retries={"mode": "standard", "total_max_attempts": 5},
+                    connect_timeout=10,
+                    read_timeout=60,
+                ),
+            )
 
-        credentials = self._botocore_session().get_credentials()
-        if credentials is None:
-            raise NoCredentialsError
-        while True:
-            # no public name: without it, URLs of credentials that end within the hour would fail
-            ends = getattr(credentials, "_expiry_time", None)
-            frozen = credentials.get_frozen_credentials()
-            if getattr(credentials, "_expiry_time", None) == ends:  # else refreshed in between
-                break
-        if not frozen.access_key or not frozen.secret_key:
-            raise NoCredentialsError
-        return Keys(
-            access_key=frozen.access_key,
-            secret_key=frozen.secret_key,
-            token=frozen.token,
-            expires_s=ends.timestamp() if ends is not None else float("inf"),
+        if self._store.addressing != "auto":
+            return made(self._store.addressing)
+        client = made(None)
+        styles = self._session.get_scoped_config().get("s3") or {}
+        if "addressing_style" in styles:
+            return client
+        # Of a server of one's own, only the name of the host itself resolves. Of Amazon's, botocore
+        # would sign for the host of all regions, which redirects.
+        amazon = (urlsplit(client.meta.endpoint_url).hostname or "").endswith(_AMAZON)
+        return made("virtual" if amazon and not dots else "path")
+
+
+def split(url: str) -> tuple[str, str]:
+    """Bucket and key, which may be empty, of ``s3://bucket/key``; a key is taken as it is."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise StoreError(f"{url}: names no bucket, expected s3://bucket/key")
+    return bucket, key
+
+
+_RENEW = "log in again (aws sso login), or renew the session token"
+_MEANING = {
+    "NoSuchBucket": "no such bucket, expected one that exists; check its name and the endpoint",
+    "404": "no such bucket, expected one that exists; check its name and the endpoint",
+    "AccessDenied": "access denied, expected credentials that may list it (s3:ListBucket); check "
+    "the policy and AWS_PROFILE, or name the tars one by one",
+    "403": "access denied, expected credentials that may list it (s3:ListBucket); check the policy "
+    "and AWS_PROFILE, or name the tars one by one",
+    "ExpiredToken": f"the credentials have expired, expected good ones; {_RENEW}",
+    "TokenRefreshRequired": f"the credentials have expired, expected good ones; {_RENEW}",
+    "InvalidToken": f"the session token is not good, expected a good one; {_RENEW}",
+    "InvalidAccessKeyId": "the server does not know the access key, expected one of its own; check "
+    "AWS_ACCESS_KEY_ID, AWS_PROFILE and the endpoint",
+    "SignatureDoesNotMatch": "the signature is wrong, expected the secret of the access key; check "
+    "AWS_SECRET_ACCESS_KEY, and that no proxy rewrites requests",
+    "RequestTimeTooSkewed": "this machine's clock is wrong, expected the time of day; set it",
+    "PermanentRedirect": "the bucket is in another region, expected its own; set AWS_REGION",
+    "AuthorizationHeaderMalformed": "signed for another region, expected the bucket's own; set "
+    "AWS_REGION",
+}
+
+
+def _store_error(error: Exception, url: str) -> StoreError:
+    """The same as ours: where, what was found and what to do; never a secret."""
+    if isinstance(error, StoreError):
+        text = str(error)
+        return error if text.startswith(url) else StoreError(f"{url}: {text}")
+    from botocore import exceptions as boto
+
+    kind = type(error).__name__
+    if isinstance(error, boto.ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        otherwise = f"refused ({code}), expected to be let in; check the server's log"
+        return StoreError(f"{url}: {_MEANING.get(code, otherwise)}")
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        what = (
+            "no credentials, expected an access key and its secret; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod a role; for a public bucket "
+            "use tarpon.Store(unsigned=True)"
         )
-
-
-def of(store: Store | None) -> S3:
-    """The one `S3` of this process for `store`; another one once AWS_* of the environment changed.
-
-    A child after ``fork()`` makes its own: the parent's locks and connections are not its.
-
-    Raises:
-        StoreError: boto3 is not installed.
-    """
-    global _made
-    try:
-        import botocore.session  # noqa: F401
-    except ImportError:
-        raise StoreError(
-            "s3://: boto3 is not installed, expected it for s3:// URLs; pip install 'tarpon[s3]'"
-        ) from None
-    store = store or Store()
-    environment = hash(frozenset(item for item in os.environ.items() if item[0][:4] == "AWS_"))
-    with _lock:
-        known, s3 = _made.get(store, (0, None))
-        if s3 is None or known != environment:
-            s3 = S3(store)
-            _made[store] = environment, s3
-        return s3
-
-
-def _forget() -> None:
-    global _lock, _made
-    _lock, _made = threading.Lock(), {}
-
-
-_lock = threading.Lock()
-_made: dict[Store, tuple[int, S3 | None]] = {}
-os.register_at_fork(after_in_child=_forget)
-
-
-def _host_header(scheme: str, netloc: str) -> str:
-    """As HTTP clients send it: in small letters, without the port that is the scheme's own."""
-    default = ":443" if scheme == "https" else ":80"
-    return netloc.rpartition("@")[2].lower().removesuffix(default)
-
-
-@contextmanager
-def _errors_at(url: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except TarponError:
-        raise
-    # the last three from the files and endpoints of others, which botocore hands on
-    except (BotoCoreError, ClientError, OSError, RuntimeError, ValueError) as error:
-        raise explained(url, error) from None
+    elif isinstance(error, boto.ProfileNotFound):
+        what = f"{error}, expected one of ~/.aws/config; set AWS_PROFILE or Store.profile"
+    elif isinstance(error, boto.NoRegionError):
+        what = "no region, expected one to sign for; set AWS_REGION"
+    elif isinstance(error, boto.SSLError):
+        what = "no trusted TLS connection, expected a certificate to trust; set AWS_CA_BUNDLE"
+    elif isinstance(error, boto.HTTPClientError | boto.ConnectionError):
+        what = (
+            f"nobody answers ({kind}), expected an S3 server; check AWS_ENDPOINT_URL_S3 and the "
+            "network"
+        )
+    elif "SSO" in kind or "Token" in kind:
+        what = f"the login has ended ({kind}), expected a good one; {_RENEW}"
+    elif isinstance(error, boto.MetadataRetrievalError | boto.CredentialRetrievalError):
+        what = f"no credentials came ({kind}), expected the role's; check the pod's role"
+    else:
+        what = f"{kind}, expected a signed URL; check the AWS configuration"
+    return StoreError(f"{url}: {what}")

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from tarpon._ahead import span_of, window_bytes
 from tarpon._order import Int64s, Order
 from tarpon.dataset import Dataset
 
-_REQUEST_BYTES = 16 << 20  # one range request is at most this long
+_REQUEST_BYTES = 6 << 20  # one range request is at least allowed to be this long
 _HELD_BATCHES = 4  # one in use, three ahead
 
 
@@ -81,24 +82,38 @@ def mixes(
     return {name: _mix(found, order.chunk, labels, expected) for name, found in drawn.items()}
 
 
-def plan(dataset: Dataset, order: Order, *, batch_size: int, world_size: int) -> dict[str, Any]:
-    """Memory and requests of one rank and one epoch, before it is run.
+def plan(
+    dataset: Dataset,
+    order: Order,
+    *,
+    batch_size: int,
+    world_size: int,
+    samples_per_s: float,
+    dollars_per_1000: float,
+) -> dict[str, Any]:
+    """Memory, requests and their price for one epoch, before it is run.
 
-    ``local_bytes``: batches in use and in the making. ``remote_bytes``: those and this rank's
-    share of a window. ``requests``: ranges of all ranks together, were the shards remote: each
-    chunk is one, or more where it crosses shards or 16 MiB; where ranks share lanes, each of them
-    asks for every chunk.
+    ``local_bytes``: batches in use and in the making of one rank. ``remote_bytes``: those and what
+    it holds of a window, were the shards remote. ``requests``: range GETs of all ranks together:
+    each chunk is one, or more where it crosses shards or 6 MiB; where ranks share lanes, each of
+    them asks for every chunk. ``requests_for_indexes``: one for each shard and rank at most, the
+    first epoch's. ``dollars``: of both. ``requests_per_s``: of all ranks at `samples_per_s`.
     """
     mean = dataset.total_bytes / len(dataset)
     batches = math.ceil(_HELD_BATCHES * batch_size * mean)
-    held = order.window if order.shuffle else order.chunk
-    requests = _ranges(dataset, order.chunk, mean)
+    span = span_of(order, mean, world_size)
     shared = order.shuffle and not order.by_lane(world_size)
+    requests = _ranges(dataset, order.chunk, mean) * (world_size if shared else 1)
+    indexes = len(dataset.shards) * world_size
     return {
         "local_bytes": batches,
-        "remote_bytes": batches + math.ceil(held * mean / world_size),
-        "requests": requests * (world_size if shared else 1),
-        "requests_for_indexes": len(dataset.shards),
+        "remote_bytes": batches + window_bytes(span, mean, members=2, world_size=world_size),
+        "requests": requests,
+        "requests_for_indexes": indexes,
+        "requests_per_s": requests * samples_per_s / len(dataset),
+        "samples_per_s": samples_per_s,
+        "dollars": (requests + indexes) * dollars_per_1000 / 1000,
+        "dollars_per_1000_requests": dollars_per_1000,
     }
 
 

@@ -13,11 +13,15 @@ from typing import Any
 import tarpon
 from tarpon import _cli_try, _core, _pillow
 from tarpon._cli_try import Run
-from tarpon._shards import Shard, resolve
-from tarpon.dataset import Dataset, sidecar, write_sidecar
+from tarpon._names import Shard
+from tarpon._shards import resolve
+from tarpon.dataset import Dataset, refuse_remote, sidecar, write_sidecar
 from tarpon.fields import IMAGE_EXTENSIONS
 
-_SHARDS_HELP = "a tar, a shard list (train.json), a folder, a glob or 'train-{000..127}.tar'"
+_SHARDS_HELP = (
+    "a tar, a shard list (train.json), a folder, a glob or 'train-{000..127}.tar'; local, s3:// or "
+    "https://"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +124,7 @@ def _find(dataset: Dataset, text: str) -> int:
 def _index(options: argparse.Namespace) -> int:
     shards = resolve(options.shards)
     for shard in _progress(shards, "indexing"):
+        refuse_remote(shard)
         path = sidecar(shard.path)
         wanted = options.force or not path.exists()
         if wanted:

@@ -4,23 +4,56 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import operator
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from tarpon import _core
+from tarpon import _core, _remote
+from tarpon._arguments import positive
+from tarpon._names import Shard, without_secrets
 from tarpon._order import Int64s
-from tarpon._shards import Shard, Shards, named, resolve
-from tarpon._url import file_name, is_remote
+from tarpon._shards import Shards, resolve
 from tarpon.errors import StoreError
 from tarpon.store import Store
+
+_log = logging.getLogger("tarpon")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How remote shards are reached and kept; of no concern to local ones."""
+
+    store: Store | None = None
+    cache_dir: str | None = None
+    cache_bytes: int = 2**64 - 1
+    timeout_s: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        store: Store | None,
+        cache_dir: str | os.PathLike[str] | None,
+        cache_bytes: int | None,
+        timeout_s: float | None,
+    ) -> Self:
+        if store is not None and not isinstance(store, Store):
+            raise ValueError(f"store={store!r}, expected a tarpon.Store, or None")
+        if cache_bytes is not None and cache_dir is None:
+            raise ValueError(f"cache_bytes={cache_bytes!r} without cache_dir, expected both")
+        return cls(
+            store=store,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            cache_bytes=2**64 - 1 if cache_bytes is None else positive("cache_bytes", cache_bytes),
+            timeout_s=timeout_s,
+        )
 
 
 class Dataset(Sequence[dict[str, bytes]]):
@@ -36,35 +69,85 @@ class Dataset(Sequence[dict[str, bytes]]):
         CorruptShardError: A shard or index breaks its format, or they disagree.
     """
 
-    def __init__(self, shards: Shards, *, store: Store | None = None) -> None:
-        name = named(shards) if isinstance(shards, str | os.PathLike) else "of a list"
-        self._open(resolve(shards, store), name)
+    def __init__(self, shards: Shards, reach: Reach | None = None) -> None:
+        reach = reach or Reach()
+        name = "of a list"
+        if isinstance(shards, str | os.PathLike):
+            name = repr(without_secrets(os.fspath(shards)))
+        self._open(resolve(shards, reach.store), name, reach)
 
-    def _open(self, shards: list[Shard], name: str) -> None:
-        for shard in shards:
-            if is_remote(shard.path):
-                raise StoreError(f"{shard.path}: remote tars cannot be read yet; copy them here")
-        self._shards, self._name = shards, name
-        self._core = _core.Dataset([(s.path, s.samples, s.bytes) for s in shards])
+    def _open(self, shards: list[Shard], name: str, reach: Reach) -> None:
+        self._shards, self._name, self._reach = shards, name, reach
+        self._client, self._cache = None, None
+        if any(shard.is_remote for shard in shards):
+            self._client = _remote.client(reach.store, reach.timeout_s)
+            if reach.cache_dir is not None:
+                self._cache = _core.Cache(reach.cache_dir, reach.cache_bytes)
+        self._core = _core.Dataset(
+            [(s.path, s.samples, s.bytes, s.is_remote, s.url, s.etag) for s in shards],
+            self._client,
+            self._cache,
+        )
         self._pid = os.getpid()
 
     @property
     def core(self) -> _core.Dataset:
         """The C object behind; for the loader. A child after fork() opens its own."""
         if self._pid != os.getpid():  # another thread of the parent may hold its locks for ever
-            self._open(self._counted(), self._name)
+            self._open(self._counted(), self._name, self._reach)
         return self._core
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of its shards is read over a network."""
+        return any(shard.is_remote for shard in self._shards)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether what is read of remote shards is kept in a local folder."""
+        return self._cache is not None
+
+    def network(self) -> dict[str, int]:
+        """``requests``, ``retries``, ``hedges`` and ``network_bytes`` of this process's client, and
+        ``cache_hits``, ``cache_misses`` and ``cache_..._bytes`` of this dataset's cache.
+        """
+        sums = self._client.stats() if self._client else {}
+        kept = self._cache.stats() if self._cache else {}
+        return {
+            "requests": sums.get("requests", 0),
+            "retries": sums.get("retries", 0),
+            "hedges": sums.get("hedges", 0),
+            "network_bytes": sums.get("bytes", 0),
+            "cache_hits": 0,
+            "cache_misses": 0,
+            **kept,
+        }
+
+    def cache_trouble(self) -> str | None:
+        """Why the cache cannot be written; told once, by whichever process notices."""
+        return self._cache.trouble() if self._cache else None
+
+    def remote_sizes(self) -> dict[int, int]:
+        """Bytes of each remote tar, by its number."""
+        return {
+            number: shard.bytes for number, shard in enumerate(self._counted()) if shard.is_remote
+        }
+
+    def fill(self, shard: int, block: int) -> bool:
+        """Get one block of a remote shard that the cache has not; ``False``: there was none."""
+        return self.core.fill(shard, block)
+
     def _counted(self) -> list[Shard]:
-        """The shards, with the counts that opening them brought."""
-        counts = self._core.shard_samples()
+        """The shards, with the counts and sizes that opening them brought."""
+        counts, sizes = self._core.shard_samples(), self._core.shard_bytes()
         return [
-            replace(shard, samples=count) for shard, count in zip(self._shards, counts, strict=True)
+            replace(shard, samples=count, bytes=size)
+            for shard, count, size in zip(self._shards, counts, sizes, strict=True)
         ]
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the same shards, and is told what this one knows of them."""
-        return _reopened, (self._counted(), self._name)
+        return _reopened, (self._counted(), self._name, self._reach)
 
     @property
     def shards(self) -> list[str]:
@@ -75,14 +158,15 @@ class Dataset(Sequence[dict[str, bytes]]):
     def fingerprint(self) -> str:
         """Hex digest of each shard's name, sample count and size: what a state is bound to."""
         digest = hashlib.sha256()
-        for shard, samples in zip(self._shards, self.core.shard_samples(), strict=True):
-            digest.update(f"{file_name(shard.path)}\0{samples}\0{_size(shard)}\n".encode())
+        for shard in map(_sized, self._counted()):
+            name = Path(shard.path).name
+            digest.update(f"{name}\0{shard.samples}\0{shard.bytes}\n".encode())
         return digest.hexdigest()[:32]
 
     @functools.cached_property
     def total_bytes(self) -> int:
         """Bytes of all tars."""
-        return sum(map(_size, self._shards))
+        return sum(_sized(shard).bytes for shard in self._counted())
 
     def key(self, index: int) -> str:
         """The key of sample `index`: its members' common name up to the first dot."""
@@ -132,9 +216,9 @@ class Dataset(Sequence[dict[str, bytes]]):
         return number
 
 
-def _reopened(shards: list[Shard], name: str) -> Dataset:
+def _reopened(shards: list[Shard], name: str, reach: Reach) -> Dataset:
     dataset = Dataset.__new__(Dataset)
-    dataset._open(shards, name)
+    dataset._open(shards, name, reach)
     return dataset
 
 
@@ -171,6 +255,19 @@ class View(Dataset):
     def core(self) -> _core.Dataset:
         return self._base.core
 
+    @property
+    def is_cached(self) -> bool:
+        return self._base.is_cached
+
+    def network(self) -> dict[str, int]:
+        return self._base.network()
+
+    def cache_trouble(self) -> str | None:
+        return self._base.cache_trouble()
+
+    def fill(self, shard: int, block: int) -> bool:
+        return self._base.fill(shard, block)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of the dataset's fingerprint and the chosen numbers."""
@@ -196,21 +293,42 @@ class View(Dataset):
         return self._base._number(int(self.indices[super()._number(index)]))
 
 
-def _size(shard: Shard) -> int:
+def _sized(shard: Shard) -> Shard:
+    """With the size of its file, if nobody told it."""
     if shard.bytes >= 0:
-        return shard.bytes
+        return shard
     try:
-        return Path(shard.path).stat().st_size
+        return replace(shard, bytes=Path(shard.path).stat().st_size)
     except OSError as error:
         raise StoreError(f"{shard.path}: {error.strerror or error}") from error
 
 
-def open(shards: Shards | Dataset, *, store: Store | None = None) -> Dataset:
+def open(
+    shards: Shards | Dataset,
+    *,
+    store: Store | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
+    timeout_s: float | None = None,
+) -> Dataset:
     """Open shards for random access; see `Dataset`. One that is open already stays as it is.
 
-    `store` says how remote ones are reached; ``None``: as the environment tells.
+    Args:
+        shards: Anything a `Loader` takes.
+        store: How to reach ``s3://`` and ``https://`` shards; ``None``: as the environment says.
+        cache_dir: A local folder that keeps what is read of remote shards, in blocks of 4 MiB, for
+            the next time and for other processes of this machine. ``None``: nothing is kept.
+        cache_bytes: Most that the folder may hold; the least recently used goes first.
+        timeout_s: Longest that one read over the network may take, tries included, in seconds.
     """
-    return shards if isinstance(shards, Dataset) else Dataset(shards, store=store)
+    reach = Reach.of(store, cache_dir, cache_bytes, timeout_s)
+    if not isinstance(shards, Dataset):
+        return Dataset(shards, reach)
+    if (reach.store, reach.cache_dir) != (None, None):
+        raise ValueError(
+            f"store or cache_dir for {shards!r}, which is open already: give them to tarpon.open()"
+        )
+    return shards
 
 
 def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:
@@ -230,13 +348,12 @@ def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:
     return View(open(shards), indices)
 
 
-def index(shards: Shards, *, force: bool = False, store: Store | None = None) -> list[Path]:
+def index(shards: Shards, *, force: bool = False) -> list[Path]:
     """Write DALI's ``.idx`` beside each tar that has none, from one pass over its headers.
 
     Args:
         shards: Anything `open` takes.
         force: Also replace the indexes that are there.
-        store: How a remote shard list is reached; the tars it names must be local.
 
     Returns:
         The index files written, in order.
@@ -244,22 +361,25 @@ def index(shards: Shards, *, force: bool = False, store: Store | None = None) ->
     Raises:
         CorruptShardError: Not a plain tar, or a name with white space, which the format cannot
             hold. Nothing is written for that shard.
-        StoreError: The folder cannot be written, or a tar is remote: nothing is written then.
+        StoreError: The folder cannot be written.
     """
     written = []
-    found = resolve(shards, store)
-    for shard in found:
-        if is_remote(shard.path):
-            raise StoreError(
-                f"{shard.path}: a remote tar, expected a local one, as its index is written "
-                "beside it; run this where the tars are written, and upload both"
-            )
-    for shard in found:
+    for shard in resolve(shards):
+        refuse_remote(shard)
         path = sidecar(shard.path)
         if force or not path.exists():
             write_sidecar(shard.path)
             written.append(path)
     return written
+
+
+def refuse_remote(shard: Shard) -> None:
+    """Indexes are written beside local tars alone."""
+    if shard.is_remote:
+        raise StoreError(
+            f"{shard.path}: a remote tar, expected a local one to write an index beside; index it "
+            "where it is written, or read it with cache_dir, which keeps the index"
+        )
 
 
 def sidecar(shard: str) -> Path:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from tarpon import _core
+from tarpon._ahead import ReadAhead, batch_ceiling
 from tarpon._arguments import (
     asked_order,
     check_memory,
@@ -27,15 +28,15 @@ from tarpon._arguments import (
     one_of,
     place,
     positive,
-    refuse_unsupported,
 )
 from tarpon._decode import Ask, Decoder, describe
-from tarpon._order import Order
+from tarpon._order import Int64s, Order
 from tarpon._shards import Shards
 from tarpon.batch import Batch
 from tarpon.dataset import Dataset, open
 from tarpon.errors import BadSampleError, StateMismatchError, TarponError
 from tarpon.fields import Field, Raw
+from tarpon.store import Store
 
 _AHEAD = 3  # batches asked for before they are wanted: one in use, one done, one in the making
 _UNLIMITED = 2**64 - 1
@@ -61,8 +62,8 @@ class Loader:
 
     Args:
         shards: A shard list (``train.json``), a tar, ``train-{000000..000127}.tar``, a glob, a
-            folder, or a list of these; or an opened ``Dataset``, such as a ``tarpon.view``.
-            Local files.
+            folder, or a list of these, local, ``s3://`` or ``https://``; or an opened
+            ``Dataset``, such as a ``tarpon.view``.
         batch_size: Samples per batch on this rank.
         fields: What to make of each sample, by the name it gets in the batch; see
             ``tarpon.fields``. ``None``: every component of the first sample, as raw bytes.
@@ -87,10 +88,14 @@ class Loader:
             takes the slot; logged once each and counted in ``stats()``.
         threads: C threads; default one per CPU this process or its container may use, at most
             16.
-        buffer_bytes: Hard ceiling on the memory of batches, in the making and in use. Reading
-            pauses there. ``None``: no ceiling; three batches are made ahead, and those you keep
-            come on top.
-        cache_dir, cache_bytes, store: For remote shards, which are not supported yet.
+        buffer_bytes: Hard ceiling on the memory of batches, in the making and in use, and of remote
+            samples read ahead. Reading pauses there. ``None``: no ceiling on batches, of which
+            three are made ahead and those you keep come on top; of remote shards about a window
+            divided by ``world_size`` is held.
+        cache_dir, cache_bytes: A local folder that keeps what is read of remote shards, for the
+            next epoch and for the other ranks of this machine, and the most it may hold in bytes.
+            ``tarpon prefetch`` fills one ahead. ``None``: nothing is kept.
+        store: How to reach remote shards, a ``tarpon.Store``; ``None``: as the environment says.
         timeout_s: Longest wait for one batch, in seconds; ``None`` waits for ever.
 
     Yields:
@@ -125,9 +130,8 @@ class Loader:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         timeout_s: float | None = 600,
-        store: Any = None,
+        store: Store | None = None,
     ) -> None:
-        refuse_unsupported(cache_dir, cache_bytes, store)
         self._rank, self._world_size = place(rank, world_size)
         self._placed = rank is not None
         self._batch_size = positive("batch_size", batch_size)
@@ -147,7 +151,9 @@ class Loader:
         self._timeout_s = math.inf if timeout_s is None else float(timeout_s)
 
         fields = checked_fields(fields)
-        self.dataset = open(shards)
+        self.dataset = open(
+            shards, store=store, cache_dir=cache_dir, cache_bytes=cache_bytes, timeout_s=timeout_s
+        )
         self.num_samples = len(self.dataset)
         self._check_size()
         lanes, window_samples, self._fixed = asked_order(lanes, window_samples)
@@ -166,11 +172,16 @@ class Loader:
         self._fields = fields if fields is not None else self._every_component()
         check_memory(self._fields, self._batch_size)
         self._decoder = Decoder(self.dataset, self._fields, threads=threads, seed=seed)
+        self._ahead = ReadAhead.of(
+            self.dataset, self._order, self._fields, world_size=self._world_size
+        )
+        self._ceiling = batch_ceiling(buffer_bytes, self._ahead.bytes)
         self._engine = _core.Engine(
             self.dataset.core,
             [describe(field) for field in self._fields.values()],
             threads,
-            _UNLIMITED if buffer_bytes is None else positive("buffer_bytes", buffer_bytes),
+            _UNLIMITED if self._ceiling is None else self._ceiling,
+            self._ahead.bytes,
         )
         self._pid = os.getpid()
         self._epoch = 0
@@ -179,6 +190,7 @@ class Loader:
         self._stride = 1  # steps from one batch that is asked for to the next
         self._phase = (-1, 0)  # the epoch in which batches begin there in the global batch
         self._bad: dict[int, BadSampleError] = {}
+        self._bad_since: dict[int, int] = {}  # batches that were planned by then
         self._handed = 0
         self._wait_s = 0.0
         self._started: float | None = None
@@ -302,6 +314,7 @@ class Loader:
             )
         self._cancel()
         self._order, self._epoch, self._position = order, epoch, position
+        self._ahead.follow(order)
         here = self._count_at(position) > 0
         self._phase = (epoch, position % self._global) if here else (-1, 0)
         self._advise_lanes()
@@ -314,7 +327,10 @@ class Loader:
         ``samples``, ``bytes`` read, ``samples_per_s``; seconds the consumer waited
         (``wait_s``); seconds summed over threads that they read (``read_s``), decoded
         (``decode_s``), waited for room (``full_s``) or for work (``idle_s``);
-        ``held_bytes`` of batches and ``index_bytes`` in memory now; ``cache_hits``, ``retries``;
+        ``held_bytes`` of batches, ``window_bytes`` of remote samples and ``index_bytes`` in memory
+        now; ``unplanned`` reads of remote samples that nobody had asked for ahead;
+        ``requests``, ``retries``, ``hedges`` and ``network_bytes`` of this process's network
+        client; ``cache_hits``, ``cache_misses``;
         ``bad_samples``: a list of shard, key, offset and reason.
         """
         if self._final is not None:
@@ -328,8 +344,7 @@ class Loader:
             "samples_per_s": self._handed / elapsed if elapsed > 0 else 0.0,
             "wait_s": self._wait_s,
             "index_bytes": self.dataset.core.index_bytes(),
-            "cache_hits": 0,
-            "retries": 0,
+            **self.dataset.network(),
             "bad_samples": [
                 {
                     "shard": error.shard,
@@ -378,13 +393,20 @@ class Loader:
             return 0
         return min(left, self._global) if self._last == "keep" else self._global
 
-    def _ask(self, epoch: int, start: int) -> None:
-        count = self._count_at(start)
-        positions = self._order.share(start, count, self._rank, self._world_size)
-        indices = self._order.samples_at(epoch, positions)
+    def _lay_out(self, epoch: int, start: int) -> tuple[Int64s, Int64s, Int64s]:
+        """Positions of this rank's part of a global batch, what stands there, and what to take."""
+        positions = self._order.share(start, self._count_at(start), self._rank, self._world_size)
+        planned = self._order.samples_at(epoch, positions)
+        indices = planned
         if self._bad:
-            for slot in np.flatnonzero(np.isin(indices, list(self._bad))):
+            indices = planned.copy()
+            for slot in np.flatnonzero(np.isin(planned, list(self._bad))):
                 indices[slot] = self._substitute_for(epoch, int(positions[slot]))
+        return positions, planned, indices
+
+    def _ask(self, epoch: int, start: int, *, again: bool = False) -> None:
+        """Have a batch made: the next one, or `again` the oldest, before those asked for since."""
+        positions, planned, indices = self._lay_out(epoch, start)
         ask = Ask(
             epoch=epoch,
             step=start // self._global,
@@ -394,8 +416,24 @@ class Loader:
             valid=positions < self.num_samples,
         )
         numbers = self.dataset.numbers(indices)
-        self._engine.submit(numbers, positions, self._seed, epoch)
-        self._asked.append(ask)
+        if again:
+            self._engine.plan(numbers, True)
+        elif self._ahead.bytes:
+            number = self._ahead.asked()
+            for slot in np.flatnonzero(planned != indices):
+                if number < self._bad_since[int(planned[slot])]:  # planned before that was known
+                    self._engine.skip(int(self.dataset.numbers(planned[slot : slot + 1])[0]))
+        self._engine.submit(numbers, positions, self._seed, epoch, again)
+        if again:
+            self._asked.appendleft(ask)
+        else:
+            self._asked.append(ask)
+
+    def _plan(self, epoch: int, start: int) -> None:
+        """Have remote samples read ahead of the batches, which go on at `start`."""
+        for batches in self._ahead.groups(epoch, start, self._after):
+            numbers = [self.dataset.numbers(self._lay_out(*batch)[2]) for batch in batches]
+            self._engine.plan(np.concatenate(numbers), False)
 
     def _advance(self) -> Batch:
         """The batch at the loader's position, which moves past it."""
@@ -423,10 +461,13 @@ class Loader:
         try:
             if self._asked and (self._asked[0].epoch, self._asked[0].start) != (epoch, start):
                 self._cancel()
-            if not self._asked:
-                self._ask(epoch, start)
+            at = (epoch, start)
+            if self._asked:
+                at = self._after(self._asked[-1].epoch, self._asked[-1].start)
+            self._plan(*at)
             while len(self._asked) < _AHEAD:
-                self._ask_after(self._asked[-1])
+                self._ask(*at)
+                at = self._after(*at)
             return self._next_asked()
         except BaseException as error:
             # Engine and `_asked` may be out of step, and would pair a batch with another's
@@ -436,12 +477,12 @@ class Loader:
                 raise ValueError("the loader is closed") from error
             raise
 
-    def _ask_after(self, ask: Ask) -> None:
-        start = ask.start + self._stride * self._global
-        if self._count_at(start) > 0:
-            self._ask(ask.epoch, start)
-        else:
-            self._ask(ask.epoch + 1, ask.step % self._stride * self._global)
+    def _after(self, epoch: int, start: int) -> tuple[int, int]:
+        """The batch to ask for after the one at `start`, across the epoch's end."""
+        following = start + self._stride * self._global
+        if self._count_at(following) > 0:
+            return epoch, following
+        return epoch + 1, start // self._global % self._stride * self._global
 
     def _next_asked(self) -> Batch:
         """Wait for the oldest batch asked for."""
@@ -456,6 +497,8 @@ class Loader:
             del slab, columns  # their memory is needed for the next try
             self._on_bad(ask, bad)
         self._asked.popleft()
+        if trouble := self.dataset.cache_trouble():
+            _log.warning("%s; samples are streamed without being kept", trouble)
         self._handed += len(ask.indices)
         return Batch(
             columns,
@@ -470,13 +513,19 @@ class Loader:
         """Raise, or ask for the same batch again with other samples in the bad slots."""
         if not self._substitute:
             raise bad[min(bad)]
-        self._cancel()
         for slot in sorted(bad):
             index = int(ask.indices[slot])
             if index not in self._bad:
                 self._bad[index] = bad[slot]
+                self._bad_since[index] = self._ahead.planned
                 _log.warning("bad sample %d replaced by the next good one: %s", index, bad[slot])
-        self._ask(ask.epoch, ask.start)
+        if self._ceiling is None:
+            self._asked.popleft()
+            self._ask(ask.epoch, ask.start, again=True)
+        else:  # those asked for since may hold what memory there is
+            self._cancel()
+            self._plan(ask.epoch, ask.start)
+            self._ask(ask.epoch, ask.start)
 
     def _substitute_for(self, epoch: int, position: int) -> int:
         """The first sample that may stand in for the one at `position` and is not known bad."""
@@ -492,6 +541,7 @@ class Loader:
 
     def _cancel(self) -> None:
         self._asked.clear()
+        self._ahead.forget()
         if self._pid == os.getpid():
             self._engine.cancel()
 

@@ -22,6 +22,7 @@ from tarpon.dataset import Dataset
 from tarpon.errors import StateMismatchError
 from tarpon.fields import Field
 from tarpon.loader import Loader
+from tarpon.store import Store
 
 _RESERVED = ("indices", "valid")
 _WORKERS_MOST = 1024
@@ -127,7 +128,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         timeout_s: float | None = 600,
-        store: Any = None,
+        store: Store | None = None,
     ) -> None:
         if isinstance(fields, Mapping):
             _refuse_reserved(fields)

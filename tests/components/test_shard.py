@@ -217,7 +217,7 @@ def test_a_damaged_manifest_lets_no_other_content_in(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from components import store
+from components import store, store_local
 from components.shard import pack
 
 job, point = sys.argv[1], int(sys.argv[2])
@@ -233,7 +233,7 @@ def dying(function):
     return wrapped
 
 pack._source_bytes = dying(pack._source_bytes)
-store._sync_folder = dying(store._sync_folder)
+store_local._sync_folder = dying(store_local._sync_folder)
 store.Store.write_bytes = dying(store.Store.write_bytes)
 for _ in iter(lambda: os.fork(), 0):  # one import for all kill points
     _, status = os.wait()

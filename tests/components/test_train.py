@@ -18,6 +18,7 @@ import torch
 from components import loading, manifest
 from components import tracking as mlflow_seam
 from components.executor import ExecutorInputError, Task
+from components.store import Store
 from components.train import __main__ as command
 from components.train import run
 from components.train.checkpoint import Checkpoints
@@ -26,6 +27,7 @@ from components.train.model import UnknownModelError, build_model
 from components.train.settings import Settings, SettingsError, training_key
 from tests.components import blobs
 from tests.components.conftest import SETTINGS, Trained
+from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow  # a few seconds each, and many
 
@@ -193,6 +195,23 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
     assert signal.getsignal(number) == before
     (found,) = client_of(tmp_path).search_runs(["1"])
     assert found.info.status == "KILLED"
+
+
+def test_checkpoints_and_reports_lie_on_s3_as_well(
+    trained: Trained, tracking: str, s3_environment: S3Server
+) -> None:
+    """The shards stay in their folder: what is looked at is where a training leaves its own."""
+    bucket = s3_environment.bucket()
+    options = {**SETTINGS, "epochs": 3, "output": f"{bucket.url}/photos/checkpoints"}
+    first = run.train(trained.dataset_url, **options)
+    names = sorted(os.path.basename(name) for name in Store(bucket.url).list())
+    assert names == ["checkpoint-000000008.pt", "checkpoint-000000012.pt", "report.json"]
+    assert first.checkpoint.startswith(f"{bucket.url}/photos/checkpoints/")
+    assert first.checkpoint.endswith("/checkpoint-000000012.pt")
+    assert run.train(trained.dataset_url, **options) == first  # finished: told from the report
+    Store(first.checkpoint.rpartition("/")[0]).remove("report.json")
+    again = run.train(trained.dataset_url, **options)
+    assert (again.resumed_from_step, again.steps) == (12, 12)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(

@@ -89,13 +89,27 @@ def test_a_plan_counts_requests_where_chunks_cross_shards(class_sorted: Path) ->
     dataset = tarpon.open(class_sorted)
     order = Order(shuffle=True, seed=3, samples=800, chunk=30, lanes=4, window=160)
     crossing = sum(end % 30 != 0 for end in range(EACH, 800, EACH))
-    found = plan(dataset, order, batch_size=10, world_size=2)
+
+    def planned(world_size: int) -> dict[str, Any]:
+        return plan(
+            dataset,
+            order,
+            batch_size=10,
+            world_size=world_size,
+            samples_per_s=1600.0,
+            dollars_per_1000=0.5,
+        )
+
+    found = planned(2)
     assert found["requests"] == 27 + crossing
-    assert found["requests_for_indexes"] == 8
+    assert found["requests_for_indexes"] == 16
+    assert found["requests_per_s"] == 2 * (27 + crossing)
+    assert found["dollars"] == pytest.approx((27 + crossing + 16) * 0.0005)
     mean = dataset.total_bytes / 800
     assert found["local_bytes"] == pytest.approx(40 * mean, abs=1)
-    assert found["remote_bytes"] == pytest.approx((40 + 80) * mean, abs=1)
-    assert plan(dataset, order, batch_size=10, world_size=3)["requests"] == 3 * (27 + crossing)
+    pages, slack = 80 * 2 * 4096, 64 << 20
+    assert found["remote_bytes"] == pytest.approx((40 + 80) * mean + pages + slack, abs=1)
+    assert planned(3)["requests"] == 3 * (27 + crossing)
 
 
 def test_stats_without_labels_says_how_to_name_them(

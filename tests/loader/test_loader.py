@@ -444,17 +444,14 @@ def test_rank_and_world_size_come_from_torchrun(
         ({"fields": {"x": tarpon.Raw}}, "expected a field such as"),
         ({"fields": ["jpg"]}, "expected a dict such as"),
         ({"fields": {}}, "expected a dict such as"),
+        ({"store": 1}, "expected a tarpon.Store"),
+        ({"cache_bytes": 1}, "without cache_dir"),
+        ({"cache_dir": "x", "cache_bytes": 0}, "at least 1"),
     ],
 )
 def test_wrong_arguments(shards: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tarpon.Loader(shards, **{"batch_size": 10, "fields": FIELDS} | arguments)
-
-
-@pytest.mark.parametrize("arguments", [{"cache_dir": "x"}, {"cache_bytes": 1}, {"store": 1}])
-def test_what_is_not_there_yet_says_what_is(shards: Path, arguments: dict[str, object]) -> None:
-    with pytest.raises(NotImplementedError, match="not supported yet, expected"):
-        tarpon.Loader(shards, batch_size=10, fields=FIELDS, **arguments)
 
 
 def test_stats_add_up(shards: Path) -> None:

@@ -124,7 +124,7 @@ def test_compile_writes_the_file_and_says_what_pods_will_miss(
         (["train.epoch=3", "data.source=x"], 2, "nearest is 'train.epochs'"),
         (["action=sweep", "data.source=x"], 2, "not supported yet"),
         (["action=compile", "output=p.json"], 2, "ends in .yaml"),
-        (["data.source=x", "store.root=s3://bucket/x"], 1, "s3:// stores are not supported yet"),
+        (["data.source=x", "store.root=gs://bucket/x"], 1, "gs:// stores are not supported"),
         (["data.source=x", "store.root=file.txt/data"], 1, "expected a writable folder"),
     ],
 )

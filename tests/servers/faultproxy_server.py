@@ -243,8 +243,9 @@ def _error_reply(fault: Fault, request: Head) -> bytes:
     return head if request.method == "HEAD" else head + body
 
 
-def answer(book: Book, asked: dict[str, Any]) -> dict[str, Any]:
+def answer(book: Book, listener: Listener, asked: dict[str, Any]) -> dict[str, Any]:
     if "rules" in asked:
+        listener.listen()  # what an old rule began
         book.set_rules([Rule.from_json(values) for values in asked["rules"]])
     if "requests" in asked:
         return {"requests": book.requests()}
@@ -273,7 +274,7 @@ def main() -> None:
     threading.Thread(target=accept_all, args=(listener, (host, port), book), daemon=True).start()
     print(listener.port, flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(book, json.loads(line))), flush=True)
+        print(json.dumps(answer(book, listener, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Book:
             self._requests += 1
             self._log.append(entry)
             for rule, count in self._rules:
-                if not rule.matches(request.method, request.path, asked is not None):
+                if not rule.matches(request.method, request.path, asked):
                     continue
                 count.seen += 1
                 if not rule.names(count.seen):
@@ -88,22 +88,28 @@ class Listener:
         # A port the kernel picked would be given back with the first refusal; a named one stays.
         [self.port] = free_ports(1)
         self._sock = socket.create_server(("127.0.0.1", self.port), backlog=4096)
+        self._lock = threading.Lock()
         self._open = threading.Event()
         self._open.set()
+        self._timer = threading.Timer(0, self.listen)
 
     def refuse(self, seconds: float) -> None:
         """Stop to listen, which keeps the port ours: connects are refused."""
-        if not self._open.is_set():
-            return
-        self._open.clear()
-        self._sock.shutdown(socket.SHUT_RD)
-        timer = threading.Timer(seconds, self._listen)
-        timer.daemon = True
-        timer.start()
+        with self._lock:
+            if self._open.is_set():
+                self._open.clear()
+                self._sock.shutdown(socket.SHUT_RD)
+                self._timer = threading.Timer(seconds, self.listen)
+                self._timer.daemon = True
+                self._timer.start()
 
-    def _listen(self) -> None:
-        self._sock.listen(4096)
-        self._open.set()
+    def listen(self) -> None:
+        """End a refusal, if there is one."""
+        with self._lock:
+            self._timer.cancel()
+            if not self._open.is_set():
+                self._sock.listen(4096)
+                self._open.set()
 
     def accept(self) -> socket.socket:
         while True:

@@ -139,6 +139,8 @@ class Rule:
         method: "GET", "HEAD" ...; None is any.
         path: A regular expression that is searched for in the path (without the query).
         ranged: Only requests with (True) or without (False) a Range header.
+        range_bytes: Only requests for a range of at least so many bytes.
+        skip: Not the first so many of the matching requests.
         nth: Only these of the matching requests, counted from 1.
         first: Only the first so many.
         every: Only each n-th.
@@ -150,16 +152,20 @@ class Rule:
     method: str | None = None
     path: str = ""
     ranged: bool | None = None
+    range_bytes: int = 0
+    skip: int = 0
     nth: tuple[int, ...] = ()
     first: int | None = None
     every: int | None = None
     probability: float | None = None
     seed: int = 0
 
-    def matches(self, method: str, path: str, ranged: bool) -> bool:
+    def matches(self, method: str, path: str, asked: str | None) -> bool:
+        """Whether it is for such a request; `asked` is its Range."""
         return (
             self.method in (None, method)
-            and self.ranged in (None, ranged)
+            and self.ranged in (None, asked is not None)
+            and (not self.range_bytes or _range_bytes(asked) >= self.range_bytes)
             and re.search(self.path, path) is not None
         )
 
@@ -169,7 +175,7 @@ class Rule:
             draw = random.Random(f"{self.seed}/{number}").random()
             if draw >= self.probability:
                 return False
-        return (
+        return number > self.skip and (
             (not self.nth or number in self.nth)
             and (self.first is None or number <= self.first)
             and (self.every is None or number % self.every == 0)
@@ -182,6 +188,14 @@ class Rule:
     def from_json(cls, values: dict[str, Any]) -> Rule:
         changes = {"fault": Fault(**values["fault"]), "nth": tuple(values["nth"])}
         return cls(**(values | changes))
+
+
+def _range_bytes(asked: str | None) -> float:
+    """Bytes of "bytes=0-99"; more than any number of them where it is open."""
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
+    if found is None:
+        return 0
+    return int(found[2]) - int(found[1]) + 1 if found[2] else float("inf")
 
 
 @dataclass(kw_only=True)

@@ -32,7 +32,8 @@ class FaultProxies(Protocol):
 
 
 @contextlib.contextmanager
-def _or_skip() -> Iterator[None]:
+def or_skip() -> Iterator[None]:
+    """Skip the test that needs a server which is not installed, except in CI."""
     try:
         yield
     except process.ServerError as error:
@@ -45,7 +46,7 @@ def _of_this_run(factory: pytest.TempPathFactory, start: Callable[[Path, int], S
     """A store for the whole run: under xdist all workers are children of one process."""
     worker = "PYTEST_XDIST_WORKER" in os.environ
     folder = factory.getbasetemp()
-    with _or_skip():
+    with or_skip():
         return start(folder.parent if worker else folder, os.getppid() if worker else os.getpid())
 
 
@@ -98,7 +99,7 @@ def web_server() -> Iterator[WebServers]:
         def serve(
             folder: Path, *, tls: bool = False, bytes_per_s: int | None = None
         ) -> nginx.WebServer:
-            with _or_skip():
+            with or_skip():
                 return servers.enter_context(
                     nginx.running(folder, tls=tls, bytes_per_s=bytes_per_s)
                 )

@@ -190,7 +190,8 @@ def launch(module: str, watch: int, options: Facts) -> tuple[subprocess.Popen[st
         start_new_session=True,  # Ctrl-C is for us to act on
     )
     assert keeper.stdout is not None
-    line = keeper.stdout.readline()  # wait_until bounds it
+    with keeper.stdout:
+        line = keeper.stdout.readline()  # wait_until bounds it
     facts = json.loads(line) if line else {"error": f"{module}: ended without a word"}
     if "error" in facts:
         end(keeper)
@@ -200,7 +201,7 @@ def launch(module: str, watch: int, options: Facts) -> tuple[subprocess.Popen[st
 
 def end(keeper: subprocess.Popen[str]) -> None:
     keeper.terminate()
-    keeper.communicate()
+    keeper.wait()
 
 
 @contextlib.contextmanager

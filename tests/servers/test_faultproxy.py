@@ -308,6 +308,11 @@ def test_rules_name_requests(proxy: faultproxy.FaultProxy, url: str) -> None:
     assert statuses(proxy, url, Rule(name="it", fault=fault, first=2), 3) == [True, True, False]
     met = statuses(proxy, url, Rule(name="it", fault=fault, every=3), 6)
     assert met == [False, False, True, False, False, True]
+    assert statuses(proxy, url, Rule(name="it", fault=fault, skip=1), 3) == [False, True, True]
+    proxy.set_rules(Rule(name="it", fault=fault, range_bytes=10))
+    asked = ("bytes=0-8", "bytes=0-9", "bytes=9-", None)
+    seen = [ask(url, *([f"Range: {each}"] if each else [])).status for each in asked]
+    assert seen == [206, 500, 500, 200]
     for other in (
         Rule(name="it", fault=fault, path=r"\.json$"),
         Rule(name="it", fault=fault, method="PUT"),

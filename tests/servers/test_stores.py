@@ -197,7 +197,7 @@ def test_daemons_end_with_a_keeper_that_is_killed(
     keeper, facts = process.launch(swift.__name__, os.getpid(), {})
     port = int(facts["endpoint"].rpartition(":")[2])
     os.kill(keeper.pid, signal.SIGKILL)
-    keeper.communicate()
+    keeper.wait()
     assert gone(port, within_s=10)
 
 

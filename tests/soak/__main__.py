@@ -1,11 +1,12 @@
 """The long proofs, and a dated page of what came of them: docs/soak/<date>.md.
 
     make soak                                                   # an hour and a half on 2 cores
-    SOAK_FUZZ_SECONDS=60 SOAK_CYCLES=500 make soak              # a trial
+    SOAK_FUZZ_SECONDS=60 SOAK_CYCLES=500 SOAK_FAULTS=2 make soak    # a trial
 
 Fuzzing (SOAK_FUZZ_SECONDS over all targets), random cycles of the loader (SOAK_CYCLES over two
-processes, seeds from SOAK_SEED), valgrind's memcheck over the C tests that match SOAK_VALGRIND.
-Every part runs, whatever the others found. Exit status 1: something was found; the page names it.
+processes, seeds from SOAK_SEED), faults of the network (SOAK_FAULTS of each kind), valgrind's
+memcheck over the C tests that match SOAK_VALGRIND. Every part runs, whatever the others found.
+Exit status 1: something was found; the page names it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ PROCESSES = 2
 CRASHES_MOST = 20  # of one target, then it is left alone
 FUZZ_SECONDS = int(os.environ.get("SOAK_FUZZ_SECONDS", "3600"))
 CYCLES = int(os.environ.get("SOAK_CYCLES", "200000"))
+FAULTS = int(os.environ.get("SOAK_FAULTS", "100"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 VALGRIND = os.environ.get("SOAK_VALGRIND", "test_*")  # "" runs none
 
@@ -147,6 +150,58 @@ def cycles() -> Part:
     )
 
 
+# ---- faults of the network -----------------------------------------------------------------------
+
+
+def some_faults(number: int) -> tuple[dict[str, Any], list[str]]:
+    """Half of the trials of each kind: what the process reported, and what it found."""
+    count = max(1, FAULTS // PROCESSES)
+    seed = SEED + number * count
+    log = KEPT / f"faults-{seed}.log"
+    with log.open("w") as errors:
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.soak.faults", f"--seed={seed}", f"--trials={count}"],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+    if run.returncode != 0:
+        last = (log.read_text().splitlines() or ["nothing on stderr"])[-1]
+        why = f"faults, seed {seed}: exit status {run.returncode}, {last}"
+        return {}, [f"{why}; `{log.relative_to(ROOT)}`"]
+    report = json.loads(run.stdout)
+    findings = [problem for kind in report["kinds"].values() for problem in kind["problems"]]
+    return report["kinds"], findings
+
+
+def faults() -> Part:
+    say(f"{FAULTS} trials of each kind of fault; build/soak/faults-*.log")
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        done = list(pool.map(some_faults, range(PROCESSES)))
+    rows: list[tuple[object, ...]] = []
+    for name in next((kinds for kinds, _ in done if kinds), {}):
+        halves = [kinds[name] for kinds, _ in done if kinds]
+        seconds = [each for half in halves for each in half["seconds"]]
+        rows.append(
+            (
+                name,
+                halves[0]["expected"],
+                len(seconds),
+                sum(half["fired"] for half in halves),
+                f"{statistics.median(seconds):.2f}",
+                max(seconds),
+                sum(len(half["problems"]) for half in halves),
+            )
+        )
+    return Part(
+        title="Faults of the network, each seen by the proxy's counters",
+        heading=("fault", "expected", "trials", "faults", "median, s", "longest, s", "findings"),
+        rows=rows,
+        findings=[finding for _, findings in done for finding in findings],
+    )
+
+
 # ---- valgrind ------------------------------------------------------------------------------------
 
 
@@ -213,7 +268,7 @@ def page(parts: list[Part], began: datetime) -> str:
             f"# Soak of {began:%Y-%m-%d}",
             f"Commit {commit}{dirty}, {took:.0f} minutes on {os.cpu_count()} CPUs ({cpu()}). "
             f"SOAK_FUZZ_SECONDS={FUZZ_SECONDS} SOAK_CYCLES={CYCLES} SOAK_SEED={SEED} "
-            f"SOAK_VALGRIND='{VALGRIND}'. Python {platform.python_version()}, "
+            f"SOAK_FAULTS={FAULTS} SOAK_VALGRIND='{VALGRIND}'. Python {platform.python_version()}, "
             f"{first_line('clang', '--version')}, {first_line('gcc', '--version')}, "
             f"{first_line('valgrind', '--version')}, Linux {platform.release()}.",
             "**Findings:** " + ("none" if not findings else "\n\n" + "\n".join(findings)),
@@ -225,7 +280,7 @@ def page(parts: list[Part], began: datetime) -> str:
 def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     began = datetime.now(UTC)
-    chosen = [(FUZZ_SECONDS, fuzzing), (CYCLES, cycles), (VALGRIND, valgrind)]
+    chosen = [(FUZZ_SECONDS, fuzzing), (CYCLES, cycles), (FAULTS, faults), (VALGRIND, valgrind)]
     parts = [run() for length, run in chosen if length]
     folder = ROOT / "docs" / "soak"
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ static inline tp_status engine_ask(tp_engine *engine, uint64_t samples, uint64_t
         numbers[i] = (first + i * step) % samples;
         positions[i] = first + i;
     }
-    return tp_engine_submit(engine, numbers, positions, count, 17, 3, error);
+    return tp_engine_submit(engine, numbers, positions, count, 17, 3, false, error);
 }
 
 /* Wait for the oldest; a minute without it is a hang. */

@@ -154,7 +154,8 @@ static inline void shard_set_write(struct shard_set *set, const char *name, cons
     for (size_t i = 0; i < count; i++) {
         char file[64];
         (void)snprintf(file, sizeof file, "%s-%zu.tar", name, i);
-        set->shards[i] = (struct tp_shard){shard_path(set->paths[i], file), UINT64_MAX, UINT64_MAX};
+        set->shards[i] = (struct tp_shard){
+            .path = shard_path(set->paths[i], file), .samples = UINT64_MAX, .bytes = UINT64_MAX};
         shard_write(set->paths[i], set->samples, sizes[i], with_image);
         if (i % 2)
             shard_index(set->paths[i]);
@@ -169,7 +170,14 @@ static inline tp_status dataset_of(tp_dataset **out, const struct tp_shard *shar
     tp_status st = tp_dataset_create(out, count, index_bytes, error);
     for (size_t i = 0; st == TP_OK && i < count; i++)
         st = tp_dataset_add(*out, &shards[i], error);
-    if (st != TP_OK) {
+    if (st == TP_OK)
+        st = tp_dataset_open(*out, error);
+    if (st != TP_OK) { /* what it names is about to go: the caller's own name stays */
+        for (size_t i = 0; error && error->shard && i < count; i++)
+            if (strcmp(error->shard, shards[i].path) == 0) {
+                error->shard = shards[i].path;
+                break;
+            }
         tp_dataset_release(*out);
         *out = NULL;
     }

@@ -207,7 +207,8 @@ static void test_integers(void)
     char            path[PATH_ROOM], key[16];
     struct bench    bench;
     tp_dataset     *dataset;
-    struct tp_shard shard = {shard_path(path, "integers.tar"), UINT64_MAX, UINT64_MAX};
+    struct tp_shard shard = {
+        .path = shard_path(path, "integers.tar"), .samples = UINT64_MAX, .bytes = UINT64_MAX};
     maker.size = 0;
     for (unsigned i = 0; i < INTEGERS; i++) {
         (void)snprintf(key, sizeof key, "%02u", i);
@@ -252,9 +253,10 @@ static void test_bad_images(void)
     char                  path[PATH_ROOM], key[] = "0";
     struct bench          bench;
     tp_dataset           *dataset;
-    struct tp_shard       shard = {shard_path(path, "images.tar"), UINT64_MAX, UINT64_MAX};
-    const void           *contents[] = {images[0], NULL, "", png, images[0], images[0]};
-    const size_t          sizes[] = {image_sizes[0], 0, 0, sizeof png, image_sizes[0] * 2 / 3, 30};
+    struct tp_shard       shard = {
+        .path = shard_path(path, "images.tar"), .samples = UINT64_MAX, .bytes = UINT64_MAX};
+    const void  *contents[] = {images[0], NULL, "", png, images[0], images[0]};
+    const size_t sizes[] = {image_sizes[0], 0, 0, sizeof png, image_sizes[0] * 2 / 3, 30};
     maker.size = 0;
     for (unsigned i = 0; i < 6; i++, key[0]++) {
         shard_member(key, "txt", "x", 1);
@@ -333,7 +335,7 @@ static void test_out_of_memory(void)
             CHECK(tp_dataset_find(dataset, i, &found, &err) == TP_OK);
             tp_found_release(dataset, &found);
         }
-        struct bench bench = {.recipe = {dataset, NULL, fields, 4}};
+        struct bench bench = {.recipe = {.dataset = dataset, .fields = fields, .field_count = 4}};
         tp_dataset_retain(dataset);
         long before = tp_alloc_live();
         tp_alloc_fail_after(n);

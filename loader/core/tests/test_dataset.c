@@ -77,9 +77,12 @@ static void test_bad_lists(void)
     static struct shard_set set;
     const uint64_t          sizes[] = {2, 3, 4};
     char                    path[PATH_ROOM], sidecar[PATH_ROOM];
-    struct tp_shard         good = {shard_path(path, "lists-0.tar"), UINT64_MAX, UINT64_MAX};
+    struct tp_shard         good = {
+        .path = shard_path(path, "lists-0.tar"), .samples = UINT64_MAX, .bytes = UINT64_MAX};
     shard_set_write(&set, "lists", sizes, 3, false);
-    struct tp_shard pair[2] = {good, {shard_path(path, "no-such.tar"), UINT64_MAX, UINT64_MAX}};
+    struct tp_shard pair[2] = {
+        good,
+        {.path = shard_path(path, "no-such.tar"), .samples = UINT64_MAX, .bytes = UINT64_MAX}};
     pair[0].path = set.paths[0];
     refuse_create(pair, 2, TP_EIO, "No such file", pair[1].path);
     pair[1].path = folder;

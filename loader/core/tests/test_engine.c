@@ -28,7 +28,8 @@ static void test_every_sample(void)
                     uint64_t numbers[64];
                     for (uint32_t i = 0; i < count; i++) /* 101 shares no factor with 211 */
                         numbers[i] = (asked + i) * 101 % set.samples;
-                    CHECK(tp_engine_submit(engine, numbers, numbers, count, 1, 2, &err) == TP_OK);
+                    CHECK(tp_engine_submit(engine, numbers, numbers, count, 1, 2, false, &err) ==
+                          TP_OK);
                     asked += count;
                 }
                 tp_batch *batch = engine_batch(engine);
@@ -312,7 +313,7 @@ static void test_options(void)
 
     uint64_t samples[] = {0, set.samples};
     engine = engine_over(shard_set_open(&set), 2, 1, UINT64_MAX);
-    CHECK(tp_engine_submit(engine, samples, samples, 2, 0, 0, &err) == TP_ERANGE);
+    CHECK(tp_engine_submit(engine, samples, samples, 2, 0, 0, false, &err) == TP_ERANGE);
     tp_batch *none;
     CHECK(tp_engine_take(engine, 0, &none, NULL) == TP_ERANGE);
     CHECK(engine_ask(engine, set.samples, 0, 1, 0, &err) == TP_OK); /* an empty batch is one */

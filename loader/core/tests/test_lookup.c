@@ -119,7 +119,7 @@ static void test_an_incomplete_index_of_a_refused_tar(void)
     maker_header(&maker, 'S', "000003.bin", 0);
     maker_magic(&maker, "ustar  ");
     shard_finish(path);
-    struct tp_shard shard = {path, UINT64_MAX, UINT64_MAX};
+    struct tp_shard shard = {.path = path, .samples = UINT64_MAX, .bytes = UINT64_MAX};
     tp_status       st = dataset_of(&dataset, &shard, 1, 0, &err);
     CHECK(st == TP_EUNSUPPORTED && strstr(err.message, "sparse") && tp_alloc_live() == 0);
 }

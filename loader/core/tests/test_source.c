@@ -75,8 +75,8 @@ static void test_reads(void)
     CHECK(right(source, 0, 512, 1000) && open_count() == before);
     CHECK(tp_source_bytes(source, &bytes, &err) == TP_OK && bytes == SIZE);
     CHECK(open_count() == before && atomic_load(&files.left) == 1);
-    int fd;
-    CHECK(tp_source_open(source, &fd, &err) == TP_OK && fd >= 0 && close(fd) == 0);
+    tp_index *index = NULL;
+    CHECK(tp_source_scan(source, &index, &err) != TP_OK);
     tp_source_free(source);
     tp_source_free(NULL);
 }
@@ -86,11 +86,11 @@ static void test_refusals(void)
     char                 other[PATH_ROOM];
     struct tp_open_files files = {.left = 8, .below = 1000};
     uint64_t             bytes;
-    int                  fd = 77;
+    tp_index            *index = NULL;
     tp_source           *source = source_of(shard_path(other, "missing.tar"), UINT64_MAX, &files);
     refuse(source, 0, 1, TP_EIO, "No such file");
     CHECK(tp_source_bytes(source, &bytes, &err) == TP_EIO);
-    CHECK(tp_source_open(source, &fd, &err) == TP_EIO && fd == -1);
+    CHECK(tp_source_scan(source, &index, &err) == TP_EIO && !index);
     file_write(other, content, SIZE); /* it came late: fine */
     CHECK(right(source, 0, 512, 512));
     tp_source_free(source);
@@ -145,8 +145,8 @@ static void test_replaced(void)
     set_time(other, 1000000);
     CHECK(rename(other, shard) == 0);
     refuse(reopened, 0, 1, TP_EIO, "replaced while it was being read");
-    int fd;
-    CHECK(tp_source_open(kept, &fd, &err) == TP_EIO && strstr(err.message, "replaced"));
+    tp_index *index = NULL;
+    CHECK(tp_source_scan(kept, &index, &err) == TP_EIO && strstr(err.message, "replaced"));
     CHECK(right(kept, 600, 512, 512)); /* reads the old file, which lives while it is open */
 
     file_write(shard, bytes, SIZE + 1);

@@ -1,0 +1,141 @@
+"""Which samples of remote shards to read before their batches are asked for; see core/ahead.h.
+
+One window of the order is in memory, and the next one comes as it drains. Where there are no
+windows, samples come in the order of the shards or in none, and as many as 256 MiB hold are read
+ahead. Nothing here reads: it only counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from tarpon._arguments import positive
+from tarpon._order import WINDOW_BYTES, Order
+from tarpon.dataset import Dataset
+from tarpon.fields import Field
+
+_WINDOWLESS_BYTES = 256 << 20
+_SLACK_BYTES = 64 << 20  # for requests that are under way while the window is still full
+_PAGE_BYTES = 4096  # what the last bytes of a member may waste
+_FASTER = 4  # each group after a cold start is so many times longer, up to a window
+
+Place = tuple[int, int]  # epoch, position at which a global batch starts
+
+
+def batch_ceiling(buffer_bytes: int | None, window_bytes: int) -> int | None:
+    """What is left of `buffer_bytes` for batches; ``None``: no ceiling."""
+    if buffer_bytes is None:
+        return None
+    left = positive("buffer_bytes", buffer_bytes) - window_bytes
+    if left < 1:
+        raise ValueError(
+            f"buffer_bytes={buffer_bytes}, expected more than {window_bytes} for the window of "
+            "remote samples, and two batches on top; raise it, lower window_samples, or use more "
+            "ranks"
+        )
+    return left
+
+
+@dataclass(slots=True, kw_only=True)
+class ReadAhead:
+    """How far the plan has got.
+
+    Attributes:
+        in_blocks: Whether shards are read in the cache's blocks, of which small groups would get
+            each several times.
+        bytes: Ceiling on what is held of remote shards; 0: nothing is remote.
+        most: Samples of all ranks that fit.
+        span: Samples of all ranks in one window.
+        mean: Bytes of a sample.
+        planned: Batches planned since the loader was made.
+    """
+
+    in_blocks: bool = False
+    bytes: int
+    most: int
+    span: int
+    mean: int
+    world_size: int
+    planned: int = 0
+    _asked: int = 0
+    _next: Place | None = None
+    _ramp: int = field(default=1)
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, order: Order, fields: Mapping[str, Field], *, world_size: int
+    ) -> Self:
+        if not dataset.is_remote:
+            return cls(bytes=0, most=0, span=0, mean=1, world_size=world_size)
+        mean = max(dataset.total_bytes // max(order.samples, 1), 1)
+        span = span_of(order, mean, world_size)
+        return cls(
+            in_blocks=dataset.is_cached,
+            bytes=window_bytes(span, mean, members=len(fields), world_size=world_size),
+            most=span,
+            span=span,
+            mean=mean,
+            world_size=world_size,
+        )
+
+    def follow(self, order: Order) -> None:
+        """Another order: that of a state. Its window may be larger than what memory is for."""
+        self.span = min(span_of(order, self.mean, self.world_size), self.most)
+
+    def forget(self) -> None:
+        """Nothing is planned any more."""
+        self._next, self._ramp, self._asked = None, 1, self.planned
+
+    def asked(self) -> int:
+        """One more batch was asked for; its number among the planned."""
+        self._asked += 1
+        return self._asked - 1
+
+    def groups(
+        self, epoch: int, start: int, after: Callable[[int, int], Place]
+    ) -> Iterator[list[Place]]:
+        """The batches to plan now that the next to be asked for is at `start`, group by group.
+
+        Small groups at first, so that the first batches do not wait for a whole window.
+        """
+        if self.bytes == 0:
+            return
+        if self._next is None:
+            self._next = (epoch, start)
+        # In batches; those of one epoch are a global batch apart.
+        first, second = self._next, after(*self._next)
+        each = second[1] - first[1] if second[0] == first[0] else self.span
+        ahead = max(-(-min(self.span, self.most) // max(each, 1)), 3)
+        while self.planned - self._asked < ahead:
+            group = [self._next]
+            self._next = after(*self._next)
+            while (
+                len(group) < (ahead if self.in_blocks else min(self._ramp, ahead))
+                and self._next[0] == group[0][0]
+                and self._next[1] // self.span == group[0][1] // self.span
+            ):
+                group.append(self._next)
+                self._next = after(*self._next)
+            self._ramp *= _FASTER
+            self.planned += len(group)
+            yield group
+
+
+def window_bytes(span: int, mean: float, *, members: int, world_size: int) -> int:
+    """What a rank may hold of remote shards: its share of `span` samples of `mean` bytes, their
+    `members` in whole pages, and what is under way besides.
+    """
+    return math.ceil(-(-span // world_size) * (mean + _PAGE_BYTES * members)) + _SLACK_BYTES
+
+
+def span_of(order: Order, mean: float, world_size: int) -> int:
+    """Samples of one window over all lanes, or about as many as there is memory for."""
+    windowless = not order.shuffle or (order.lanes == 1 and order.samples * mean > WINDOW_BYTES)
+    if windowless and order.window >= order.samples:
+        return min(max(int(_WINDOWLESS_BYTES * world_size / mean), 1), order.samples)
+    if order.window >= order.samples:
+        return order.samples
+    return order.lanes * max(order.window // order.lanes, 1)
