@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 /* Enough to hide the round trips of a store far away. */
-enum { COUNTING_THREADS = 48 };
+enum { COUNTING_THREADS = 48, LOOK_MS = 100 };
 
 struct shard {
     tp_source *source;
@@ -69,11 +69,20 @@ tp_status tp_dataset_add(tp_dataset *dataset, const struct tp_shard *from, struc
 struct counting {
     tp_dataset     *dataset;
     atomic_size_t   next;
-    atomic_bool     stop;
+    atomic_bool     stop, given_up;
     pthread_mutex_t lock;
-    size_t          failed; /* the first shard of those that did */
+    pthread_cond_t  ended;
+    size_t          helpers; /* at work */
+    size_t          failed;  /* the first shard of those that did */
     struct tp_error err;
 };
+
+static _Thread_local struct counting *helping;
+
+static bool is_given_up(void)
+{
+    return atomic_load(&helping->given_up);
+}
 
 static void count_shard(struct counting *counting, size_t i)
 {
@@ -86,6 +95,8 @@ static void count_shard(struct counting *counting, size_t i)
         st = tp_source_bytes(shard->source, &shard->bytes, &err);
     if (st == TP_OK)
         return;
+    if (st == TP_ECLOSED)
+        atomic_store(&counting->given_up, true);
     (void)pthread_mutex_lock(&counting->lock);
     if (i < counting->failed) {
         counting->failed = i;
@@ -96,14 +107,41 @@ static void count_shard(struct counting *counting, size_t i)
     atomic_store(&counting->stop, true);
 }
 
-static void *count_some(void *argument)
+static void count_some(struct counting *counting)
 {
-    struct counting *counting = argument;
-    size_t           i;
+    size_t i;
     while (!atomic_load(&counting->stop) && !tp_interrupted() &&
            (i = atomic_fetch_add(&counting->next, 1)) < counting->dataset->count)
         count_shard(counting, i);
+}
+
+static void *help_count(void *argument)
+{
+    struct counting *counting = argument;
+    helping = counting;
+    tp_interrupt_by(is_given_up);
+    count_some(counting);
+    (void)pthread_mutex_lock(&counting->lock);
+    counting->helpers--;
+    (void)pthread_cond_signal(&counting->ended);
+    (void)pthread_mutex_unlock(&counting->lock);
     return NULL;
+}
+
+/* Ask now and then whether to give up, and pass it on to the helpers, whom nobody asks. */
+static void wait_for_helpers(struct counting *counting)
+{
+    (void)pthread_mutex_lock(&counting->lock);
+    while (counting->helpers > 0) {
+        (void)pthread_mutex_unlock(&counting->lock);
+        if (!atomic_load(&counting->given_up) && tp_interrupted())
+            atomic_store(&counting->given_up, true);
+        (void)pthread_mutex_lock(&counting->lock);
+        if (counting->helpers > 0)
+            (void)tp_cond_wait_until(&counting->ended, &counting->lock,
+                                     tp_now_ns() + UINT64_C(1000000) * LOOK_MS);
+    }
+    (void)pthread_mutex_unlock(&counting->lock);
 }
 
 /* As many shards at once as there are remote ones to count; no more than are of use. */
@@ -123,17 +161,24 @@ static tp_status count_all(tp_dataset *dataset, struct tp_error *err)
     size_t          started = 0, wanted = helpers_wanted(dataset);
     atomic_init(&counting.next, 0);
     atomic_init(&counting.stop, false);
+    atomic_init(&counting.given_up, false);
     (void)pthread_mutex_init(&counting.lock, NULL);
-    while (started < wanted && tp_thread_start(&helpers[started], count_some, &counting) == 0)
+    tp_cond_init(&counting.ended);
+    counting.helpers = wanted; /* those that cannot be started are taken off */
+    while (started < wanted && tp_thread_start(&helpers[started], help_count, &counting) == 0)
         started++;
-    (void)count_some(&counting);
-    bool given_up = tp_interrupted();
-    if (given_up)
-        atomic_store(&counting.stop, true);
+    (void)pthread_mutex_lock(&counting.lock);
+    counting.helpers -= wanted - started;
+    (void)pthread_mutex_unlock(&counting.lock);
+    count_some(&counting);
+    if (!atomic_load(&counting.given_up) && tp_interrupted())
+        atomic_store(&counting.given_up, true);
+    wait_for_helpers(&counting);
     for (size_t i = 0; i < started; i++)
         (void)pthread_join(helpers[i], NULL);
+    (void)pthread_cond_destroy(&counting.ended);
     (void)pthread_mutex_destroy(&counting.lock);
-    if (given_up)
+    if (atomic_load(&counting.given_up))
         return tp_fail(err, TP_ECLOSED, "interrupted");
     if (counting.failed == SIZE_MAX)
         return TP_OK;

@@ -8,15 +8,19 @@
 
 enum { ARENA_PAGES = 2048, FIRST_BUCKETS = 1024 }; /* arenas of 8 MiB */
 
+/* The last one may be smaller. */
+static uint64_t arenas_of(uint64_t pages)
+{
+    return pages / ARENA_PAGES + (pages % ARENA_PAGES != 0);
+}
+
 tp_status tp_pieces_init(struct tp_pieces *pieces, uint64_t bytes, struct tp_error *err)
 {
     *pieces = (struct tp_pieces){.bucket_count = FIRST_BUCKETS};
-    uint64_t arenas = bytes / ((uint64_t)ARENA_PAGES * TP_PIECE_PAGE);
-    if (arenas < 1)
-        arenas = 1;
-    if (arenas > UINT32_MAX / ARENA_PAGES)
-        arenas = UINT32_MAX / ARENA_PAGES;
-    pieces->pages_most = arenas * ARENA_PAGES;
+    pieces->pages_most = bytes / TP_PIECE_PAGE;
+    if (pieces->pages_most > UINT32_MAX)
+        pieces->pages_most = UINT32_MAX;
+    const uint64_t arenas = arenas_of(pieces->pages_most);
     pieces->buckets = tp_alloc_zero(FIRST_BUCKETS, sizeof(struct tp_piece *));
     pieces->slabs = tp_alloc_zero((size_t)arenas, sizeof(tp_slab *));
     pieces->spare = tp_alloc((size_t)pieces->pages_most, sizeof *pieces->spare);
@@ -35,7 +39,7 @@ void tp_pieces_free(struct tp_pieces *pieces)
     struct tp_piece *piece;
     while ((piece = tp_pieces_any(pieces)))
         tp_pieces_drop(pieces, piece);
-    for (uint64_t i = 0; i < pieces->pages_made / ARENA_PAGES; i++)
+    for (uint64_t i = 0; i < arenas_of(pieces->pages_made); i++)
         tp_slab_release(pieces->slabs[i]);
     if (pieces->pool)
         tp_pool_release(pieces->pool);
@@ -129,13 +133,15 @@ bool tp_pieces_have_room(const struct tp_pieces *pieces, uint64_t pages)
 /* One arena more; false: there may be none, or no memory. */
 static bool make_pages(struct tp_pieces *pieces)
 {
-    tp_slab **slab = &pieces->slabs[pieces->pages_made / ARENA_PAGES];
-    if (pieces->pages_made == pieces->pages_most ||
-        tp_pool_take(pieces->pool, (uint64_t)ARENA_PAGES * TP_PIECE_PAGE, slab, NULL) != TP_OK)
+    const uint64_t left = pieces->pages_most - pieces->pages_made;
+    const uint32_t count = left < ARENA_PAGES ? (uint32_t)left : ARENA_PAGES;
+    tp_slab      **slab = &pieces->slabs[pieces->pages_made / ARENA_PAGES];
+    if (count == 0 ||
+        tp_pool_take(pieces->pool, (uint64_t)count * TP_PIECE_PAGE, slab, NULL) != TP_OK)
         return false;
-    for (uint32_t i = ARENA_PAGES; i-- > 0;) /* the lowest is taken first */
+    for (uint32_t i = count; i-- > 0;) /* the lowest is taken first */
         pieces->spare[pieces->pages_spare++] = (uint32_t)pieces->pages_made + i;
-    pieces->pages_made += ARENA_PAGES;
+    pieces->pages_made += count;
     return true;
 }
 

@@ -95,15 +95,16 @@ def plan(
 
     ``local_bytes``: batches in use and in the making of one rank. ``remote_bytes``: those and what
     it holds of a window, were the shards remote. ``requests``: range GETs of all ranks together:
-    each chunk is one, or more where it crosses shards or 6 MiB; where ranks share lanes, each of
-    them asks for every chunk. ``requests_for_indexes``: one for each shard and rank at most, the
+    each chunk is one, or more where it crosses shards, 6 MiB or the end of a lane's window; where
+    ranks share lanes, each of them asks for every chunk. ``requests_for_indexes``: one for each shard and rank at most, the
     first epoch's. ``dollars``: of both. ``requests_per_s``: of all ranks at `samples_per_s`.
     """
     mean = dataset.total_bytes / len(dataset)
     batches = math.ceil(_HELD_BATCHES * batch_size * mean)
     span = span_of(order, mean, world_size)
     shared = order.shuffle and not order.by_lane(world_size)
-    requests = _ranges(dataset, order.chunk, mean) * (world_size if shared else 1)
+    cut = order.lanes * -(-len(dataset) // span) if order.shuffle else 0
+    requests = (_ranges(dataset, order.chunk, mean) + cut) * (world_size if shared else 1)
     indexes = len(dataset.shards) * world_size
     return {
         "local_bytes": batches,

@@ -88,7 +88,7 @@ def test_same_chunk_pairs_are_counted_right(class_sorted: Path) -> None:
 def test_a_plan_counts_requests_where_chunks_cross_shards(class_sorted: Path) -> None:
     dataset = tarpon.open(class_sorted)
     order = Order(shuffle=True, seed=3, samples=800, chunk=30, lanes=4, window=160)
-    crossing = sum(end % 30 != 0 for end in range(EACH, 800, EACH))
+    crossing = sum(end % 30 != 0 for end in range(EACH, 800, EACH)) + 4 * 800 // 160
 
     def planned(world_size: int) -> dict[str, Any]:
         return plan(

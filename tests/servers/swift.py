@@ -26,7 +26,7 @@ from tests.servers.s3 import S3Server
 
 PYTHON = process.ROOT / ".venv" / "servers" / "bin" / "python"
 INSTALL = "scripts/install_test_servers.sh"
-ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "testing", "us-east-1"
+ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "not-to-be-seen-anywhere", "us-east-1"
 
 SWIFT_CONF = """\
 [swift-hash]

@@ -196,11 +196,11 @@ static void test_expiry(void)
     signer_start(&signer, &gentle);
     tp_remote *remote = file_of(&signer);
     set_rules(0, 403, "", NULL);
-    signer.lives_s = 0.4; /* read when the first one is asked for */
+    signer.lives_s = 1.2; /* read when the first one is asked for */
     get_right(remote, 0, 100);
     get_right(remote, 1, 100);
     CHECK(atomic_load(&signer.number) == 1);
-    sleep_ms(320);
+    sleep_ms(950);
     get_right(remote, 2, 100);
     CHECK(atomic_load(&signer.number) == 2 && !signer.refused[1]);
     CHECK(strstr(web_logged(&web, web_requests(&web) - 1).path, "s=1&"));
