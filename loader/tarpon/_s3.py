@@ -27,6 +27,11 @@ _MARGIN_S = 60.0
 _RENEW_AT_MOST_EVERY_S = 1.0
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 _PAGE = 1000
+_TOLD_BY = (
+    *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class S3:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._environment = _environment()
         self._lock = threading.RLock()
         self._clients: dict[tuple[str | None, str], Any] = {}
         self._regions: dict[str, str] = {}
@@ -64,12 +70,15 @@ class S3:
 
     @classmethod
     def of(cls, store: Store | None) -> Self:
-        """The one of this process; a child after fork() gets its own."""
+        """The one of this process, as long as the environment says the same.
+
+        A child after fork() gets its own.
+        """
         key = (os.getpid(), store or Store())
         with cls._making:
-            if key not in cls._made:
-                cls._made[key] = cls(key[1])
-            found = cls._made[key]
+            found = cls._made.get(key)
+            if found is None or found._environment != _environment():
+                found = cls._made[key] = cls(key[1])
         assert isinstance(found, cls)
         return found
 
@@ -252,6 +261,11 @@ class S3:
         # would sign for the host of all regions, which redirects.
         amazon = (urlsplit(client.meta.endpoint_url).hostname or "").endswith(_AMAZON)
         return made("virtual" if amazon and not dots else "path")
+
+
+def _environment() -> tuple[str | None, ...]:
+    """What a notebook, or a test, may change after the first use."""
+    return tuple(map(os.environ.get, _TOLD_BY))
 
 
 def _forget() -> None:

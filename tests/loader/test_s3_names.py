@@ -162,6 +162,15 @@ def test_stores_that_cannot_be(options: dict[str, object], message: str) -> None
     assert SECRET not in str(caught.value)
 
 
+def test_an_environment_that_changes_is_heard(
+    s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = S3.of(None)
+    assert S3.of(tarpon.Store()) is first
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert S3.of(None).sign("s3://bucket/k")[0].startswith("http://127.0.0.1:9/bucket/k?")
+
+
 def test_a_child_of_a_fork_has_an_s3_of_its_own(
     s3_environment: S3Server, s3_bucket: Bucket
 ) -> None:
