@@ -293,5 +293,6 @@ int main(void)
     web_stop(&web);
     far_end();
     shards_end();
+    (void)puts("test_ahead_faults: ok");
     return 0;
 }

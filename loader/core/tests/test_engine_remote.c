@@ -134,5 +134,6 @@ int main(void)
     web_stop(&web);
     far_end();
     shards_end();
+    (void)puts("test_engine_remote: ok");
     return 0;
 }

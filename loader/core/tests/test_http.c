@@ -346,5 +346,6 @@ int main(void)
     test_out_of_memory();
     web_stop(&web);
     CHECK(tp_alloc_live() == 0);
+    (void)puts("test_http: ok");
     return 0;
 }

@@ -38,9 +38,71 @@ static struct script {
     enum fault rest;
 } script;
 
-static void answer(struct web *server, const struct web_request *request, struct web_reply *reply)
+static void refuse(struct web_reply *reply, int status, const char *line)
+{
+    reply->status = status;
+    reply->size = 0;
+    if (line)
+        web_header(reply, line);
+}
+
+/* What a good server would say, gone wrong. */
+static void spoil(struct web_reply *reply, enum fault fault)
 {
     static const uint8_t garbage[] = "\x16\x03\x01 no HTTP at all\r\n\r\n";
+    switch (fault) {
+    case CHUNKED_CUT:
+        reply->chunked = true;
+        /* fall through */
+    case CUT:
+    case RESET:
+        reply->cut_at = CUT_AT;
+        reply->reset = fault == RESET;
+        break;
+    case CUT_EARLY:
+        reply->raw = true;
+        reply->size = 0;
+        break;
+    case GARBAGE:
+        reply->raw = true;
+        reply->body = garbage;
+        reply->size = sizeof garbage - 1;
+        break;
+    case BROKEN:
+        refuse(reply, 500, NULL);
+        break;
+    case BUSY:
+        refuse(reply, 503, "Retry-After: 1");
+        break;
+    case BUSY_LONG:
+        refuse(reply, 503, "Retry-After: 3000");
+        break;
+    case MISSING:
+        refuse(reply, 404, NULL);
+        break;
+    case REPLACED:
+        refuse(reply, 412, NULL);
+        break;
+    case STALL:
+        reply->stall_at = CUT_AT;
+        reply->stall_ms = 60000;
+        break;
+    case HANG:
+        reply->delay_ms = 60000;
+        break;
+    case MULTIPART:
+        reply->headers[0] = '\0';
+        break;
+    case ELSEWHERE:
+        refuse(reply, 302, "Location: ftp://127.0.0.1/file");
+        break;
+    default:
+        break;
+    }
+}
+
+static void answer(struct web *server, const struct web_request *request, struct web_reply *reply)
+{
     (void)pthread_mutex_lock(&server->lock);
     const unsigned   number = request->number - script.first;
     const enum fault fault = number < FAULTS ? script.faults[number] : script.rest;
@@ -61,55 +123,7 @@ static void answer(struct web *server, const struct web_request *request, struct
              with_etag             ? "\"v1\""
              : fault == OTHER_ETAG ? "\"v2\""
                                    : NULL);
-    switch (fault) {
-    case CHUNKED_CUT:
-        reply->chunked = true;
-        /* fall through */
-    case CUT:
-    case RESET:
-        reply->cut_at = CUT_AT;
-        reply->reset = fault == RESET;
-        break;
-    case CUT_EARLY:
-        reply->raw = true;
-        reply->size = 0;
-        break;
-    case GARBAGE:
-        reply->raw = true;
-        reply->body = garbage;
-        reply->size = sizeof garbage - 1;
-        break;
-    case BROKEN:
-    case BUSY:
-    case BUSY_LONG:
-    case MISSING:
-    case REPLACED:
-        reply->status = fault == BROKEN     ? 500
-                        : fault == MISSING  ? 404
-                        : fault == REPLACED ? 412
-                                            : 503;
-        reply->size = 0;
-        if (reply->status == 503)
-            web_header(reply, fault == BUSY ? "Retry-After: 1" : "Retry-After: 3000");
-        break;
-    case STALL:
-        reply->stall_at = CUT_AT;
-        reply->stall_ms = 60000;
-        break;
-    case HANG:
-        reply->delay_ms = 60000;
-        break;
-    case MULTIPART:
-        reply->headers[0] = '\0';
-        break;
-    case ELSEWHERE:
-        reply->status = 302;
-        reply->size = 0;
-        web_header(reply, "Location: ftp://127.0.0.1/file");
-        break;
-    default:
-        break;
-    }
+    spoil(reply, fault);
 }
 
 /* From the next request on: these, then `rest`.  `count` of `faults`. */
@@ -416,5 +430,6 @@ int main(void)
     test_cancel();
     CHECK(tp_alloc_live() == 0);
     web_stop(&web);
+    (void)puts("test_http_faults: ok");
     return 0;
 }

@@ -132,5 +132,6 @@ int main(void)
     test_slow();
     test_forgets();
     test_hedges();
+    (void)puts("test_http_pace: ok");
     return 0;
 }

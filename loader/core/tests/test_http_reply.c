@@ -438,5 +438,6 @@ int main(void)
     test_codes();
     test_regions();
     test_long_bodies();
+    (void)puts("test_http_reply: ok");
     return 0;
 }

@@ -286,5 +286,6 @@ int main(void)
     test_secrets();
     CHECK(tp_alloc_live() == 0);
     web_stop(&web);
+    (void)puts("test_http_signed: ok");
     return 0;
 }
