@@ -111,14 +111,16 @@ class ReadAhead:
         first, second = self._next, after(*self._next)
         each = second[1] - first[1] if second[0] == first[0] else self.span
         window = max(-(-min(self.span, self.most) // max(each, 1)), _ASKED)
-        reach = window if self.in_blocks else min(self._reach, window)
-        while self.planned - self._asked < reach:
+        if self.in_blocks:
+            self._reach = window
+        cold, longest = self._reach == _ASKED, window
+        while self.planned - self._asked < min(self._reach, window):
             group = [self._next]
             self._next = after(*self._next)
-            longest = 1 if self._reach == _ASKED and not self.in_blocks else window
+            if self._reach < window:
+                longest = 1 if cold else self._reach - (self.planned - self._asked)
             while (
                 len(group) < longest
-                and self.planned + len(group) - self._asked < reach
                 and self._next[0] == group[0][0]
                 and self._next[1] // self.span == group[0][1] // self.span
             ):
@@ -126,7 +128,7 @@ class ReadAhead:
                 self._next = after(*self._next)
             self.planned += len(group)
             yield group
-        self._reach *= _FASTER
+        self._reach = min(self._reach * _FASTER, window)
 
 
 def window_bytes(span: int, mean: float, *, members: int, world_size: int) -> int:

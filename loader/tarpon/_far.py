@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from tarpon._lists import far_shard, read_shard_list
-from tarpon._names import GLOB, Shard, compressed_ending, expand_braces, scheme_of, without_secrets
+from tarpon._names import (
+    GLOB,
+    Shard,
+    checked_url,
+    compressed_ending,
+    expand_braces,
+    scheme_of,
+    without_secrets,
+)
 from tarpon.errors import StoreError
 from tarpon.store import Store
 
@@ -19,7 +26,12 @@ def resolve(text: str, store: Store | None) -> list[Shard]:
     ``s3://`` everything after the bucket is the key, in which ``*``, ``?`` and ``[`` are a pattern.
     """
     if scheme_of(text) == "s3":
-        return _in_bucket(_lower_scheme(text), store)
+        from tarpon._s3 import split
+
+        url = _lower_scheme(text)
+        split(url)  # raises
+        return _in_bucket(url, store)
+    text = checked_url(text)
     path, mark, query = _cut_query(text)
     if "{" in path:
         return [far_shard(one + mark + query) for one in expand_braces(path)]
@@ -67,7 +79,7 @@ def _in_bucket(url: str, store: Store | None) -> list[Shard]:
 
 def _in_folder(folder: str, store: Store | None) -> list[Shard]:
     """Every tar right below a prefix but hidden ones."""
-    found = [item for item in _list(folder, store) if "/" not in item.path.removeprefix(folder)]
+    found = _list(folder, store, deep=False)
     names = {item.path for item in found}
     for name in sorted(names):
         ending = compressed_ending(name)
@@ -87,9 +99,13 @@ def _matching(pattern: str, store: Store | None) -> list[Shard]:
     """Tars and shard lists that match, segment by segment, as files do in a shell."""
     literal = GLOB.split(pattern)[0]
     wanted = pattern.split("/")
-    found = [item for item in _list(literal, store) if _matches(wanted, item.path.split("/"))]
+    rest = pattern.removeprefix(literal)
+    listed = _list(literal, store, deep="/" in rest or "**" in rest)
+    found = [item for item in listed if item.path == pattern]  # a name that looks like a pattern
+    found = found or [item for item in listed if _matches(wanted, item.path.split("/"))]
     if not found:
         raise StoreError(f"{pattern}: matches no object, expected at least one tar")
+    found.sort(key=lambda item: item.path.split("/"))  # as files in folders: "x/1" before "x-y/1"
     shards: list[Shard] = []
     for item in found:
         if item.path.endswith(".json"):
@@ -99,12 +115,12 @@ def _matching(pattern: str, store: Store | None) -> list[Shard]:
     return shards
 
 
-def _list(prefix: str, store: Store | None) -> Iterable[Shard]:
+def _list(prefix: str, store: Store | None, *, deep: bool) -> list[Shard]:
     from tarpon._s3 import S3
 
     return [
         Shard(path=item.url, bytes=item.bytes, etag=item.etag or None)
-        for item in S3.of(store).list(prefix)
+        for item in S3.of(store).list(prefix, deep=deep)
     ]
 
 

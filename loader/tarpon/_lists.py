@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from tarpon._names import Shard, is_remote, local_path, plain, scheme_of, without_secrets
+from tarpon._names import (
+    Shard,
+    checked_relative,
+    checked_url,
+    is_remote,
+    local_path,
+    plain,
+    scheme_of,
+    without_secrets,
+)
 from tarpon.errors import CorruptShardError, StoreError
 from tarpon.store import Store
 
@@ -66,19 +75,38 @@ def _load(path: str, store: Store | None) -> dict[str, Any]:
 
 
 def _join(base: str, url: str) -> str:
-    """`url` as the list or the folder at `base` means it; a folder ends with a slash."""
-    if is_remote(url):
+    """`url` as the list or the folder at `base` means it; a folder ends with a slash.
+
+    Raises:
+        StoreError: A scheme that is not supported; or it climbs out of the bucket.
+    """
+    if scheme_of(url) == "s3":
         return url
-    slash = "/" if url.endswith("/") else ""
+    if is_remote(url):
+        return checked_url(url)
+    path, slash = local_path(url), "/" if url.endswith("/") else ""
+    if scheme_of(url) == "file":
+        return path
     if scheme_of(base) == "s3":
-        bucket, _, key = base.removeprefix("s3://").partition("/")
-        folder = posixpath.dirname(key)
-        joined = posixpath.normpath(posixpath.join("/", folder, local_path(url)))
-        return f"s3://{bucket}{joined}{slash}"
+        return _join_key(base, path)
     if is_remote(base):
-        return urljoin(base, url)
-    beside = Path(base if base.endswith("/") else posixpath.dirname(base))
-    return f"{beside / local_path(url)}{slash}"
+        return urljoin(base, checked_relative(path))
+    folder = Path(base if base.endswith("/") else posixpath.dirname(base))
+    return f"{folder / path}{slash}"
+
+
+def _join_key(base: str, path: str) -> str:
+    """Keys have no dot segments: resolved here, as a file system would."""
+    bucket, _, key = base.removeprefix("s3://").partition("/")
+    parts = [] if path.startswith("/") else key.split("/")[:-1]
+    for part in path.removeprefix("/").split("/"):
+        if part == ".." and not parts:
+            raise StoreError(f"{base}: {path!r} leaves the bucket; correct the shard list")
+        if part == "..":
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+    return f"s3://{bucket}/{'/'.join(parts)}"
 
 
 def _base(shown: str, document: dict[str, Any], base: str) -> str:

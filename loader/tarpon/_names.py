@@ -6,8 +6,9 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from tarpon.errors import CorruptShardError, StoreError
 
@@ -15,6 +16,8 @@ GLOB = re.compile(r"[*?[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 _REMOTE = ("s3", "http", "https")
+# What a URL may hold as it is; "%", so that nothing is escaped twice, and the braces of patterns.
+_SAFE = "%:/?#[]@!$&'()*+,;=~{}"
 # How a compressed tar is named, and what makes a plain one of it.
 _COMPRESSED = {
     ".tar.gz": "gunzip",
@@ -84,11 +87,50 @@ def is_remote(text: str) -> bool:
 def without_secrets(text: str) -> str:
     """A URL fit for a message: no query, where signatures stand, and no user and password.
 
-    Of ``s3://``, everything is the key.
+    Of ``s3://``, everything behind the bucket is the key.
     """
-    if scheme_of(text) in ("", "s3", "file"):
+    if scheme_of(text) == "s3":
+        return re.sub(r"(://)[^/]*@", r"\1", text, count=1)
+    if scheme_of(text) in ("", "file"):
         return text
     return re.sub(r"(://)(?:[^/?#]*@)?([^?#]*).*", r"\1\2", text, flags=re.DOTALL)
+
+
+def file_name(shown: str) -> str:
+    """The last part of a path or URL without secrets: the same wherever the file lies."""
+    name = Path(shown).name
+    return unquote(name) if scheme_of(shown) in ("http", "https") else name
+
+
+def checked_url(text: str) -> str:
+    """An ``http(s)://`` URL fit for a request: as it is written, but for what no URL may hold.
+
+    Raises:
+        StoreError: It is none.
+    """
+    scheme = scheme_of(text)
+    host, rest = _cut_host(text)
+    try:
+        parts = urlsplit(f"{scheme}://{host}")
+        good = bool(parts.hostname)
+        _ = parts.port  # raises
+    except ValueError:
+        good = "{" in host
+    if not good:  # not shown: what would be its port may be part of a password
+        raise StoreError(f"{scheme}://...: not a URL, expected such as https://host/folder/a.tar")
+    return f"{scheme}://{host}{quote(rest, safe=_SAFE)}"
+
+
+def checked_relative(text: str) -> str:
+    """A relative URL as a shard list has it, with what no URL may hold escaped."""
+    text = quote(text, safe=_SAFE)
+    return text if text.startswith("/") else f"./{text}"  # else "a:b.tar" had a scheme
+
+
+def _cut_host(url: str) -> tuple[str, str]:
+    rest = url.partition("://")[2]
+    found = re.search(r"[/?#]", rest)
+    return (rest[: found.start()], rest[found.start() :]) if found else (rest, "")
 
 
 def local_path(text: str) -> str:
@@ -100,6 +142,10 @@ def local_path(text: str) -> str:
         raise StoreError(
             f"{without_secrets(text)}: {scheme}:// is not supported, expected a local path, "
             "s3://, https:// or http://; copy the shards to one of them"
+        )
+    if lost := re.match(r"(s3|https?):/", text):
+        raise StoreError(
+            f"{lost[0]}: one slash, expected {lost[1]}://; a Path loses one, pass a str"
         )
     if text.startswith("pipe:"):
         raise StoreError(
@@ -126,7 +172,9 @@ def expand_braces(text: str) -> list[str]:
     """``a-{0..1}-{x,y}.tar`` to four paths; no nesting."""
     pieces = _BRACES.split(text)  # text, body, text, body, ..., text
     if any("{" in piece or "}" in piece for piece in pieces):
-        raise StoreError(f"{text}: unbalanced or nested braces, expected such as {{0000..0127}}")
+        raise StoreError(
+            f"{without_secrets(text)}: unbalanced or nested braces, expected such as {{0000..0127}}"
+        )
     choices = [
         _alternatives(piece) if number % 2 else [piece] for number, piece in enumerate(pieces)
     ]

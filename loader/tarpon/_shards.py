@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tarpon._names import (
 from tarpon.errors import StoreError, TarponError
 from tarpon.store import Store
 
+# Between parts, not in the address of http://[2001:db8::1]/a.tar.
+_PARTS = re.compile(r"::(?![0-9A-Fa-f:.]*\])")
 Shards = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -40,17 +43,20 @@ def resolve(shards: Shards, store: Store | None = None) -> list[Shard]:
     if shards == "" or not isinstance(shards, str | os.PathLike | Iterable):
         raise ValueError(f"shards={shards!r}, expected a path, a pattern or a list of them")
     if isinstance(shards, str | os.PathLike):
-        parts = os.fspath(shards).split("::")
+        parts = _PARTS.split(os.fspath(shards))
         found = [shard for part in parts for shard in _resolve_one(part, store)]
     else:
         found = [shard for part in shards for shard in resolve(part, store)]
     if not found:
-        raise StoreError(f"shards={_shown(shards)}: names no tar, expected at least one")
+        raise StoreError(f"shards={shown(shards)}: names no tar, expected at least one")
     return found
 
 
-def _shown(shards: Shards) -> str:
-    return repr(without_secrets(shards)) if isinstance(shards, str) else repr(shards)
+def shown(shards: Shards) -> str:
+    """What was written for `shards`, without secrets."""
+    if isinstance(shards, str | os.PathLike):
+        return repr("::".join(map(without_secrets, _PARTS.split(os.fspath(shards)))))
+    return f"[{', '.join(map(shown, shards))}]"
 
 
 def _resolve_one(text: str, store: Store | None) -> list[Shard]:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from tarpon import _core, _remote
 from tarpon._arguments import positive
-from tarpon._names import Shard, without_secrets
+from tarpon._names import Shard, file_name
 from tarpon._order import Int64s
-from tarpon._shards import Shards, resolve
+from tarpon._shards import Shards, resolve, shown
 from tarpon.errors import StoreError
 from tarpon.store import Store
 
@@ -73,7 +73,7 @@ class Dataset(Sequence[dict[str, bytes]]):
         reach = reach or Reach()
         name = "of a list"
         if isinstance(shards, str | os.PathLike):
-            name = repr(without_secrets(os.fspath(shards)))
+            name = shown(shards)
         self._open(resolve(shards, reach.store), name, reach)
 
     def _open(self, shards: list[Shard], name: str, reach: Reach) -> None:
@@ -159,7 +159,7 @@ class Dataset(Sequence[dict[str, bytes]]):
         """Hex digest of each shard's name, sample count and size: what a state is bound to."""
         digest = hashlib.sha256()
         for shard in map(_sized, self._counted()):
-            name = Path(shard.path).name
+            name = file_name(shard.path)
             digest.update(f"{name}\0{shard.samples}\0{shard.bytes}\n".encode())
         return digest.hexdigest()[:32]
 

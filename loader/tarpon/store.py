@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 _MOST_CONNECTIONS = 1024
 
@@ -45,12 +47,44 @@ class Store:
     connections: int | None = None
 
     def __post_init__(self) -> None:
-        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint={self.endpoint!r}, expected http://... or https://...")
+        _check_endpoint(self.endpoint)
+        for name in ("region", "profile", "ca_bundle"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise ValueError(f"{name}={value!r}, expected a str that is not empty, or None")
+        if self.region is not None and not re.fullmatch(r"[a-z0-9-]+", self.region):
+            raise ValueError(f"region={self.region!r}, expected a name such as 'eu-central-1'")
+        for name in ("unsigned", "requester_pays"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected True or False")
+        if self.unsigned and self.requester_pays:
+            raise ValueError("unsigned and requester_pays, expected one: who pays must sign")
         if self.addressing not in ("auto", "virtual", "path"):
             raise ValueError(
                 f"addressing={self.addressing!r}, expected 'auto', 'virtual' or 'path'"
             )
         most = _MOST_CONNECTIONS
-        if self.connections is not None and not 1 <= self.connections <= most:
+        if self.connections is not None and not (
+            type(self.connections) is int and 1 <= self.connections <= most
+        ):
             raise ValueError(f"connections={self.connections!r}, expected 1 to {most}, or None")
+
+
+def _check_endpoint(endpoint: object) -> None:
+    """Never shows it: what is wrong with it may be a password in it."""
+    if endpoint is None:
+        return
+    try:
+        parts = urlsplit(endpoint if isinstance(endpoint, str) else "")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+        good = good and not (parts.query or parts.fragment)
+        _ = parts.port  # raises
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("endpoint: not a URL of a server, expected such as 'https://host:9000'")
+    if "@" in parts.netloc:
+        raise ValueError(
+            "endpoint: has a user or password in it, expected such as 'https://host:9000'; "
+            "credentials come from the environment or a profile"
+        )
