@@ -27,6 +27,7 @@ enum {
     TP_AHEAD_GAP = 1 << 20,
     TP_AHEAD_REQUEST_LEAST = 6 << 20, /* most that one request brings, however little memory */
     TP_AHEAD_REQUEST = 16 << 20,      /* and however much there is */
+    TP_AHEAD_BLOCKS = 64, /* of the cache that wait to be written; beside `bytes`, as are 16 more */
 };
 
 typedef struct tp_ahead tp_ahead;

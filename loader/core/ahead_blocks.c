@@ -13,11 +13,18 @@ void tp_ahead_widen(struct request *request)
     get->size = (end < shard ? end : shard) - get->from;
 }
 
+/* NULL: no memory, or the disk is so far behind that the cache does without it. */
 static struct block *new_block(const struct request *request, uint64_t from)
 {
+    tp_ahead      *ahead = request->ahead;
     const uint64_t number = from / TP_SOURCE_BLOCK;
+    (void)pthread_mutex_lock(&ahead->lock);
+    const bool behind = ahead->block_count >= TP_AHEAD_BLOCKS;
+    (void)pthread_mutex_unlock(&ahead->lock);
+    if (behind)
+        return NULL;
     const uint64_t bytes =
-        tp_source_block_bytes(tp_dataset_source(request->ahead->dataset, request->shard), number);
+        tp_source_block_bytes(tp_dataset_source(ahead->dataset, request->shard), number);
     struct block *block = tp_alloc(sizeof *block + (size_t)bytes, 1);
     if (block)
         *block = (struct block){.shard = request->shard, .number = number, .bytes = bytes};

@@ -8,7 +8,7 @@
 
 enum {
     COMING_MOST = 128, /* requests handed to the client at once */
-    BLOCKS_MOST = 32,  /* the same with a cache, and how many blocks wait to be written there */
+    BLOCKS_MOST = 16,  /* the same with a cache, and how many blocks wait to be written there */
 };
 
 static _Thread_local tp_ahead *working_for;

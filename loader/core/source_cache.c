@@ -3,9 +3,12 @@
 #include "alloc.h"
 
 #include <string.h>
+#include <unistd.h>
 
 /* The whole text of the shard's index, at a place where no block is. */
 #define INDEX_AT UINT64_MAX
+
+enum { PATIENCE = 20 }; /* tries to put a block that somebody waits for */
 
 /* The key that the shard has in the cache.  NULL: it has none, because the server does not tell one
  * version from another.  May wait for the network, once. */
@@ -79,17 +82,25 @@ static tp_status fetch_block(tp_source *source, uint64_t block, uint8_t **out, s
     return st;
 }
 
+static bool is_kept_block(tp_source *source, uint64_t block)
+{
+    return tp_source_is_kept(source, block * TP_SOURCE_BLOCK, 1);
+}
+
 tp_status tp_source_fill(tp_source *source, uint64_t block, bool *fetched, struct tp_error *err)
 {
     uint8_t  *bytes;
     uint64_t  total;
     tp_status st = tp_far_bytes(source, &total, err);
     *fetched = false;
-    if (st != TP_OK || block * TP_SOURCE_BLOCK >= total ||
-        tp_source_is_kept(source, block * TP_SOURCE_BLOCK, 1))
+    if (st != TP_OK || block * TP_SOURCE_BLOCK >= total || is_kept_block(source, block))
         return st;
     st = fetch_block(source, block, &bytes, err);
     *fetched = st == TP_OK;
+    for (int i = 0; st == TP_OK && i < PATIENCE && !is_kept_block(source, block); i++) {
+        (void)usleep(10000); /* another process makes room: a put does not wait for it */
+        tp_source_keep(source, block, bytes);
+    }
     tp_free(bytes);
     return st;
 }

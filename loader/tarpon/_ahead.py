@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from tarpon import _core
 from tarpon._arguments import positive
 from tarpon._order import WINDOW_BYTES, Order
 from tarpon.dataset import Dataset
 from tarpon.fields import Field
 
 _WINDOWLESS_BYTES = 64 << 20
+_BLOCKS_BYTES = 80 * _core.CACHE_BLOCK  # that come and wait to be written; see core/ahead.h
 _SLACK_BYTES = 64 << 20  # for requests that are under way while the window is still full
 _PAGE_BYTES = 4096  # what the last bytes of a member may waste
 _ASKED = 3  # batches that a loader asks for at once
@@ -26,14 +28,14 @@ _FASTER = 4  # after a cold start the plan reaches so many times farther with ea
 Place = tuple[int, int]  # epoch, position at which a global batch starts
 
 
-def batch_ceiling(buffer_bytes: int | None, window_bytes: int) -> int | None:
+def batch_ceiling(buffer_bytes: int | None, held_bytes: int) -> int | None:
     """What is left of `buffer_bytes` for batches; ``None``: no ceiling."""
     if buffer_bytes is None:
         return None
-    left = positive("buffer_bytes", buffer_bytes) - window_bytes
+    left = positive("buffer_bytes", buffer_bytes) - held_bytes
     if left < 1:
         raise ValueError(
-            f"buffer_bytes={buffer_bytes}, expected more than {window_bytes} for the window of "
+            f"buffer_bytes={buffer_bytes}, expected more than {held_bytes} for the window of "
             "remote samples, and two batches on top; raise it, lower window_samples, or use more "
             "ranks"
         )
@@ -64,6 +66,11 @@ class ReadAhead:
     _asked: int = 0
     _next: Place | None = None
     _reach: int = _ASKED  # batches that may be planned now
+
+    @property
+    def held(self) -> int:
+        """Ceiling on all memory for remote shards, the cache's blocks too, in bytes."""
+        return self.bytes + (_BLOCKS_BYTES if self.in_blocks else 0)
 
     @classmethod
     def of(

@@ -175,7 +175,7 @@ class Loader:
         self._ahead = ReadAhead.of(
             self.dataset, self._order, self._fields, world_size=self._world_size
         )
-        self._ceiling = batch_ceiling(buffer_bytes, self._ahead.bytes)
+        self._ceiling = batch_ceiling(buffer_bytes, self._ahead.held)
         self._engine = _core.Engine(
             self.dataset.core,
             [describe(field) for field in self._fields.values()],

@@ -269,3 +269,39 @@ def test_the_command_line_reads_buckets(
     remote = capsys.readouterr().out
     assert main(["ls", str(folder)]) == 0
     assert remote == capsys.readouterr().out
+
+
+def test_buffer_bytes_holds_the_window_too(uploaded: str, tmp_path: Path) -> None:
+    with tarpon.Loader(uploaded, batch_size=6, fields=FIELDS, buffer_bytes=100 << 20) as loader:
+        assert sum(len(batch["label"]) for batch in loader) == 60
+        assert loader.stats()["window_bytes"] <= 100 << 20
+    for arguments in (
+        {"buffer_bytes": 10 << 20},
+        {"buffer_bytes": 100 << 20, "cache_dir": tmp_path / "cache"},
+    ):
+        with pytest.raises(ValueError, match=r"expected more than \d+ for the window of remote"):
+            tarpon.Loader(uploaded, batch_size=6, fields=FIELDS, **arguments)
+
+
+@pytest.mark.parametrize("ceiling", [None, 100 << 20])
+def test_bad_samples_are_replaced_as_from_a_folder(
+    folder: Path, s3_bucket: Bucket, environment: S3Server, ceiling: int | None
+) -> None:
+    """What was read ahead for a sample that turned out bad is let go, and the rest still comes."""
+    members = [(f"{n:03}.cls", b"no" if n % 7 == 3 else b"%d" % n) for n in range(60)]
+    tar = write_tar(
+        folder / "bad.tar", [m for m in members for m in (m, (m[0][:3] + ".jpg", b"x"))]
+    )
+    tarpon.index(tar)
+    for file in (tar, tar.with_suffix(".idx")):
+        s3_bucket.put(f"bad/{file.name}", file.read_bytes())
+    arguments = {"on_bad_sample": "substitute", "buffer_bytes": ceiling, "window_samples": 20}
+    remote = f"{s3_bucket.url}/bad/bad.tar"
+    assert stream(remote, **arguments) == stream(tar, **arguments)
+    with tarpon.Loader(remote, batch_size=6, fields=FIELDS, **arguments) as loader:
+        for _ in range(3):
+            for _ in loader:
+                pass
+        found = loader.stats()
+    assert len(found["bad_samples"]) == 9
+    assert found["window_bytes"] <= 60 * 2 * 4096  # nothing that was skipped is held
