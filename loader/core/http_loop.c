@@ -31,6 +31,32 @@ static size_t on_header(char *line, size_t one, size_t size, void *context)
     return size;
 }
 
+/* A number for the host and port of a URL. */
+static uint64_t host_of(const char *url)
+{
+    const char *start = strstr(url, "://");
+    start = start ? start + 3 : url;
+    const size_t size = strcspn(start, "/?#");
+    uint64_t     hash = size + 1;
+    for (size_t i = 0; i < size; i++)
+        hash = tp_rng_mix(hash + (unsigned char)start[i]);
+    return hash;
+}
+
+static bool is_known(const struct tp_http_loop *loop, uint64_t host)
+{
+    for (uint32_t i = 0; i < loop->known_count && i < KNOWN_HOSTS; i++)
+        if (loop->known[i] == host)
+            return true;
+    return false;
+}
+
+static void remember_host(struct tp_http_loop *loop, uint64_t host)
+{
+    if (!is_known(loop, host))
+        loop->known[loop->known_count++ % KNOWN_HOSTS] = host;
+}
+
 /* Compare the reply with what was asked and is known, and remember what is new. */
 static enum tp_verdict judge(struct transfer *t)
 {
@@ -56,7 +82,7 @@ static enum tp_verdict judge(struct transfer *t)
     }
     (void)pthread_mutex_unlock(&remote->http->lock);
     t->judged = true;
-    t->http->loop.connected = true;
+    remember_host(&t->http->loop, t->host);
     return t->verdict;
 }
 
@@ -314,7 +340,7 @@ static void connection_failed(tp_http *http, tp_get *get, const struct transfer 
     } else if (code == CURLE_TOO_MANY_REDIRECTS || code == CURLE_URL_MALFORMAT) {
         (void)snprintf(why, sizeof why, "%s; check the URL", text);
         fail(get, TP_EIO, why);
-    } else if (cannot_connect(code) && !http->loop.connected &&
+    } else if (cannot_connect(code) && !is_known(&http->loop, t->host) &&
                tp_now_ns() - get->began_ns > UNREACHED_MS * MS) {
         (void)snprintf(why, sizeof why, "%s; check the endpoint and the network", text);
         fail(get, TP_EIO, why);
@@ -408,6 +434,7 @@ static bool use_url(struct transfer *t, tp_get *get, bool *failed, char *why, si
     } else { /* curl copies it */
         ok = curl_easy_setopt(t->easy, CURLOPT_URL, remote->url) == CURLE_OK;
         t->generation = remote->generation;
+        t->host = host_of(remote->url);
         if (ok && remote->etag[0] && strncmp(remote->etag, "W/", 2) != 0) {
             char line[sizeof remote->etag + 16];
             (void)snprintf(line, sizeof line, "If-Match: %s", remote->etag);

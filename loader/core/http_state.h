@@ -32,6 +32,8 @@ struct tp_remote {
     char       etag[200];
 };
 
+enum { KNOWN_HOSTS = 64 };
+
 /* One curl handle, and the request it is on its way for. */
 struct transfer {
     CURL              *easy;
@@ -42,6 +44,7 @@ struct transfer {
     uint64_t           start, at; /* where it began and what it will get next, from get->from on */
     uint64_t           began_ns, checked_ns, checked_at;
     uint32_t           generation; /* of the URL it was begun with */
+    uint64_t           host;       /* of that URL */
     bool               judged;
     enum tp_verdict    verdict;
     struct tp_reply    reply;
@@ -55,7 +58,8 @@ struct tp_http_loop {
     tp_get          *waiting; /* in the order they are to be begun */
     struct transfer *transfers, *spare;
     uint32_t         transfer_count, active;
-    bool             connected; /* something answered, once */
+    uint64_t         known[KNOWN_HOSTS]; /* hosts that answered, once; see host_of() */
+    uint32_t         known_count;
 };
 
 struct tp_http {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import ssl
 import threading
 import time
 
@@ -19,6 +20,12 @@ from tarpon.store import Store
 _CONNECTIONS = 64
 _TIMEOUT_S = 600.0
 _STALL_S = 10.0
+
+_SYSTEM_CERTIFICATES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Red Hat
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+)
 
 _lock = threading.Lock()
 _clients: dict[tuple[int, Store, float], _core.Client] = {}
@@ -74,7 +81,8 @@ def _ca_file(store: Store) -> str | None:
     try:
         import certifi
     except ImportError:
-        return None
+        places = (ssl.get_default_verify_paths().cafile, *_SYSTEM_CERTIFICATES)
+        return next((path for path in places if path and os.path.exists(path)), None)
     return certifi.where()
 
 
