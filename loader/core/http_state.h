@@ -1,4 +1,4 @@
-/* http_state.h -- what http.c and http_loop.c share; private to them.
+/* http_state.h -- what http.c, http_loop.c and http_transfer.c share; private to them.
  *
  * Of a tp_http and its remotes everything that says so is behind `lock`; `loop` is touched by the
  * client's thread alone. */
@@ -80,6 +80,15 @@ struct tp_http {
 
 /* Put it in the signer's queue, once.  Locked. */
 void tp_http_ask_to_sign(tp_remote *remote);
+
+/* ---- http_transfer.c: curl's handles, and what curl calls ---- */
+
+/* A number for the host and port of a URL; has it ever answered? */
+uint64_t tp_http_host_of(const char *url);
+bool     tp_http_is_known(const struct tp_http_loop *loop, uint64_t host);
+
+/* Compare the reply with what was asked and is known, and remember what is new. */
+enum tp_verdict tp_http_judge(struct transfer *t);
 
 /* The client's thread. */
 void *tp_http_thread(void *http);
