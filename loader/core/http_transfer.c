@@ -121,6 +121,7 @@ static bool set_up(struct transfer *t, const struct tp_http_options *options)
     ok &= curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https") == CURLE_OK;
     ok &= curl_easy_setopt(easy, CURLOPT_REDIR_PROTOCOLS_STR, "http,https") == CURLE_OK;
     ok &= curl_easy_setopt(easy, CURLOPT_MAXREDIRS, (long)REDIRECTS_MOST) == CURLE_OK;
+    ok &= curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L) == CURLE_OK; /* a key may hold /./ */
     ok &= curl_easy_setopt(easy, CURLOPT_USERAGENT, "tarpon") == CURLE_OK;
     ok &= !options->ca_file || curl_easy_setopt(easy, CURLOPT_CAINFO, options->ca_file) == CURLE_OK;
     if (!ok)

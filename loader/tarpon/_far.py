@@ -35,8 +35,8 @@ def resolve(text: str, store: Store | None) -> list[Shard]:
     path, mark, query = _cut_query(text)
     if "{" in path:
         return [far_shard(one + mark + query) for one in expand_braces(path)]
-    name = path.rpartition("/")[2]
-    if path.endswith("/") or "*" in name:
+    below = path.split("://", 1)[1].partition("/")[2]  # brackets before that are of an address
+    if not below or below.endswith("/") or GLOB.search(below):
         raise StoreError(
             f"{without_secrets(text)}: {scheme_of(text)}:// cannot be listed, expected a tar, a "
             "shard list (train.json) or a pattern such as train-{000000..000127}.tar"
@@ -78,8 +78,12 @@ def _in_bucket(url: str, store: Store | None) -> list[Shard]:
 
 
 def _in_folder(folder: str, store: Store | None) -> list[Shard]:
-    """Every tar right below a prefix but hidden ones."""
+    """Every tar right below a prefix but hidden ones; or the tar that has another ending."""
     found = _list(folder, store, deep=False)
+    if not found:
+        itself = folder.removesuffix("/")
+        if one := [item for item in _list(itself, store, deep=False) if item.path == itself]:
+            return one
     names = {item.path for item in found}
     for name in sorted(names):
         ending = compressed_ending(name)

@@ -214,8 +214,7 @@ class S3:
             import botocore.session
         except ImportError as error:
             raise StoreError(
-                "s3://: boto3 is not installed, expected it to sign requests; "
-                "pip install 'tarpon[s3]'"
+                "boto3 is not installed, expected it to sign requests; pip install 'tarpon[s3]'"
             ) from error
         with self._lock:
             if self._session is None:
@@ -347,6 +346,11 @@ def _store_error(error: Exception, url: str) -> StoreError:
         what = f"the login has ended ({kind}), expected a good one; {_RENEW}"
     elif isinstance(error, boto.MetadataRetrievalError | boto.CredentialRetrievalError):
         what = f"no credentials came ({kind}), expected the role's; check the pod's role"
+    elif isinstance(error, RecursionError):
+        what = (
+            "sent from region to region without end, expected to be told one; set AWS_REGION, and "
+            "check the endpoint"
+        )
     else:
         what = f"{kind}, expected a signed URL; check the AWS configuration"
     return StoreError(f"{url}: {what}")

@@ -123,8 +123,9 @@ def _find(dataset: Dataset, text: str) -> int:
 
 def _index(options: argparse.Namespace) -> int:
     shards = resolve(options.shards)
-    for shard in _progress(shards, "indexing"):
+    for shard in shards:
         refuse_remote(shard)
+    for shard in _progress(shards, "indexing"):
         path = sidecar(shard.path)
         wanted = options.force or not path.exists()
         if wanted:

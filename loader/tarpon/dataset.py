@@ -361,11 +361,13 @@ def index(shards: Shards, *, force: bool = False) -> list[Path]:
     Raises:
         CorruptShardError: Not a plain tar, or a name with white space, which the format cannot
             hold. Nothing is written for that shard.
-        StoreError: The folder cannot be written.
+        StoreError: The folder cannot be written; or a shard is remote, and nothing was written.
     """
     written = []
-    for shard in resolve(shards):
+    found = resolve(shards)
+    for shard in found:
         refuse_remote(shard)
+    for shard in found:
         path = sidecar(shard.path)
         if force or not path.exists():
             write_sidecar(shard.path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tarpon
+from tarpon import cli
 from tarpon._s3 import S3
 from tarpon._shards import resolve, shown
 
@@ -183,3 +184,51 @@ def test_a_child_of_a_fork_has_an_s3_of_its_own(
         good = own is not mine and own.sign(f"{s3_bucket.url}/a.tar")[0].startswith("http")
         os._exit(0 if good else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"shardlist": [{"url": f"https://u:{SECRET}@h/a.tar?sig={SECRET}"}]},
+        {"datasets": [{"source": f"https://h/a.json?sig={SECRET}"}]},
+        {"shardlist": [], "datasets": {"url": f"https://u:{SECRET}@h/a.json"}},
+        {"base": [f"https://h/p?{SECRET}"], "shardlist": []},
+    ],
+)
+def test_bad_shard_lists_are_shown_without_secrets(document: object, tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(tarpon.CorruptShardError, match=r"https://h/") as caught:
+        resolve(path)
+    assert SECRET not in str(caught.value)
+
+
+def test_keys_with_dots_for_folders(s3_environment: S3Server) -> None:
+    """They are no folders to S3: libcurl would leave them out, and the signature be another's."""
+    bucket = s3_environment.bucket()
+    for key in ("a/./b.json", "a/../b.json"):
+        bucket.put(f"dots/{key}", b'{"shardlist": []}')
+        with pytest.raises(tarpon.StoreError, match="names no tar"):  # it was read
+            resolve(f"{bucket.url}/dots/{key}")
+
+
+def test_a_tar_with_another_ending(both: tuple[str, str]) -> None:
+    [found] = resolve(f"{both[1]}/notes.txt")
+    assert (found.path, found.bytes) == (f"{both[1]}/notes.txt", FILES.index("notes.txt"))
+    assert found.etag
+
+
+@pytest.mark.parametrize("place", ["", "/", "/*.tar", "/a*/b.tar", "/[ab].tar?x=1", "/x/?x=1"])
+def test_web_servers_are_not_listed(place: str) -> None:
+    for host in ("https://host", "http://[::1]:80"):
+        with pytest.raises(tarpon.StoreError, match="cannot be listed, expected a tar") as caught:
+            resolve(host + place)
+        assert "x=1" not in str(caught.value)
+
+
+def test_nothing_is_indexed_if_one_shard_is_remote(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", samples([1]))
+    with pytest.raises(tarpon.StoreError, match=r"s3://b/a\.tar: a remote tar"):
+        tarpon.index([tar, "s3://b/a.tar"])
+    assert cli.main(["index", str(tar), "s3://b/a.tar"]) == 2
+    assert not (tmp_path / "a.idx").exists()
