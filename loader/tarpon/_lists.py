@@ -43,7 +43,9 @@ def read_shard_list(path: str, store: Store | None, *, within: str | None = None
     base = _base(shown, document, path)
     shards = [_entry(shown, base, number, entry) for number, entry in enumerate(own or [])]
     if not isinstance(datasets, list):
-        raise CorruptShardError(f"{shown}: 'datasets' is {datasets!r}, expected a list of them")
+        raise CorruptShardError(
+            f"{shown}: 'datasets' is {_told(datasets)}, expected a list of them"
+        )
     for number, dataset in enumerate(datasets):
         shards += _dataset(shown, base, number, dataset, store)
     return shards
@@ -112,7 +114,7 @@ def _join_key(base: str, path: str) -> str:
 def _base(shown: str, document: dict[str, Any], base: str) -> str:
     told = document.get("base") or ""
     if not isinstance(told, str):
-        raise CorruptShardError(f"{shown}: 'base' is {told!r}, expected a path or a URL")
+        raise CorruptShardError(f"{shown}: 'base' is {_told(told)}, expected a path or a URL")
     return _join(base, told.rstrip("/") + "/") if told else base
 
 
@@ -124,7 +126,7 @@ def _dataset(shown: str, base: str, number: int, dataset: Any, store: Store | No
         return read_shard_list(_join(base, source), store, within=shown)
     if not isinstance(entries, list):
         raise CorruptShardError(
-            f"{shown}: dataset {number} is {str(dataset)[:200]}, expected an object with "
+            f"{shown}: dataset {number} is {_told(dataset)[:200]}, expected an object with "
             "'shardlist' or 'source_url'"
         )
     base = _base(shown, fields, base)
@@ -159,8 +161,16 @@ def _entry(shown: str, base: str, number: int, entry: Any) -> Shard:
     return far_shard(joined, etag=etag if isinstance(etag, str) and etag else None, **promised)
 
 
-def _told(entry: Any) -> str:
-    """As it stands there; a URL without what may be a signature."""
-    if isinstance(entry, dict) and isinstance(entry.get("url"), str):
-        entry = entry | {"url": without_secrets(entry["url"])}
-    return repr(entry)
+def _told(value: Any) -> str:
+    """As it stands there; URLs, wherever they are, without what may be a signature."""
+    return repr(_without_secrets(value))
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    return value
