@@ -18,6 +18,7 @@ from tarpon.store import Store
 
 _CONNECTIONS = 64
 _TIMEOUT_S = 600.0
+_LONGEST_S = 1e6  # what the core counts in milliseconds of 32 bits; eleven days are for ever
 _STALL_S = 10.0
 
 _lock = threading.Lock()
@@ -31,7 +32,7 @@ def client(store: Store | None, timeout_s: float | None = None) -> _core.Client:
         timeout_s: Longest that one read may take, tries included; ``None``: 600 s.
     """
     store = store or Store()
-    timeout_s = _TIMEOUT_S if timeout_s is None else float(timeout_s)
+    timeout_s = _TIMEOUT_S if timeout_s is None else min(float(timeout_s), _LONGEST_S)
     key = (os.getpid(), store, timeout_s)
     with _lock:
         if key not in _clients:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tarpon
+from tarpon import _remote
 from tarpon._s3 import S3
 from tarpon._shards import resolve, shown
 
@@ -183,3 +184,8 @@ def test_a_child_of_a_fork_has_an_s3_of_its_own(
         good = own is not mine and own.sign(f"{s3_bucket.url}/a.tar")[0].startswith("http")
         os._exit(0 if good else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e9])
+def test_waiting_for_ever_is_a_time_out_like_any_other(timeout_s: float) -> None:
+    assert _remote.client(None, timeout_s) is _remote.client(tarpon.Store(), 1e6)
