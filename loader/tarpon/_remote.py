@@ -108,6 +108,15 @@ def _signed(name: str, store: Store, refused: bool, region: str) -> tuple[str, f
     return s3.sign(name)
 
 
+def _forget_lock() -> None:
+    """In a child of fork(): a thread that is not there may hold it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
+
+
 @atexit.register
 def _quiet() -> None:
     """Connections end before the libraries under them are unloaded."""

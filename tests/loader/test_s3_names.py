@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,14 @@ def test_a_child_of_a_fork_has_an_s3_of_its_own(
 @pytest.mark.parametrize("timeout_s", [float("inf"), 1e9])
 def test_waiting_for_ever_is_a_time_out_like_any_other(timeout_s: float) -> None:
     assert _remote.client(None, timeout_s) is _remote.client(tarpon.Store(), 1e6)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_of_a_fork_does_not_wait_for_a_thread_that_is_not_there() -> None:
+    with _remote._lock:  # as if another thread made a client just now
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            _remote.client(None)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
