@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,23 @@ def test_a_child_of_a_fork_does_not_wait_for_a_thread_that_is_not_there() -> Non
             _remote.client(None)
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_credentials_that_cannot_be_renewed_serve_until_they_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(bucket: str) -> None:
+        raise ConnectionError
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    store = tarpon.Store(endpoint="http://127.0.0.1:9", region="us-east-1")  # nobody is asked
+    s3, now = S3(store), time.time()
+    expires_s = s3.sign("s3://bucket/a.tar")[1]
+    monkeypatch.setattr(s3, "_new_signer", refuse)
+    for later_s in (40, 80, expires_s - now - 1):
+        monkeypatch.setattr(time, "time", lambda at=now + later_s: at)
+        assert s3.sign("s3://bucket/b.tar")[1] == expires_s
+    monkeypatch.setattr(time, "time", lambda: expires_s)
+    with pytest.raises(tarpon.StoreError, match="ConnectionError, expected a signed URL"):
+        s3.sign("s3://bucket/b.tar")
