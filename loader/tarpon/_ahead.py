@@ -66,6 +66,7 @@ class ReadAhead:
     _asked: int = 0
     _next: Place | None = None
     _reach: int = _ASKED  # batches that may be planned now
+    _each: int = 0  # samples from one batch to the next, as far as an epoch had two
 
     @property
     def held(self) -> int:
@@ -114,10 +115,11 @@ class ReadAhead:
             return
         if self._next is None:
             self._next = (epoch, start)
-        # In batches; those of one epoch are a global batch apart.
+        # In batches: a global batch apart, but for the last of an epoch, which none comes after.
         first, second = self._next, after(*self._next)
-        each = second[1] - first[1] if second[0] == first[0] else self.span
-        window = max(-(-min(self.span, self.most) // max(each, 1)), _ASKED)
+        if second[0] == first[0]:
+            self._each = second[1] - first[1]
+        window = max(-(-min(self.span, self.most) // (self._each or self.span)), _ASKED)
         if self.in_blocks:
             self._reach = window
         cold, longest = self._reach == _ASKED, window

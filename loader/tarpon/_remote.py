@@ -19,6 +19,7 @@ from tarpon.store import Store
 
 _CONNECTIONS = 64
 _TIMEOUT_S = 600.0
+_LONGEST_S = 1e6  # what the core counts in milliseconds of 32 bits; eleven days are for ever
 _STALL_S = 10.0
 
 _SYSTEM_CERTIFICATES = (
@@ -38,7 +39,7 @@ def client(store: Store | None, timeout_s: float | None = None) -> _core.Client:
         timeout_s: Longest that one read may take, tries included; ``None``: 600 s.
     """
     store = store or Store()
-    timeout_s = _TIMEOUT_S if timeout_s is None else float(timeout_s)
+    timeout_s = _TIMEOUT_S if timeout_s is None else min(float(timeout_s), _LONGEST_S)
     key = (os.getpid(), store, timeout_s)
     with _lock:
         if key not in _clients:
@@ -113,6 +114,15 @@ def _signed(name: str, store: Store, refused: bool, region: str) -> tuple[str, f
     elif refused:
         s3.renew()
     return s3.sign(name)
+
+
+def _forget_lock() -> None:
+    """In a child of fork(): a thread that is not there may hold it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 @atexit.register

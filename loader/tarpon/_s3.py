@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -117,16 +117,20 @@ class S3:
         That is a while before the URL or temporary credentials end.
 
         Raises:
-            StoreError: There are no credentials, or they could not be renewed.
+            StoreError: There are no credentials, or they could not be renewed before they ended.
         """
         bucket, key = split(url)
         signer = self._signers.get(bucket)
-        if signer is None or not signer.from_s <= time.time() < signer.until_s:
+        if signer is None or not signer.from_s <= (now := time.time()) < signer.until_s:
             try:
                 with self._lock:
                     signer = self._signers[bucket] = self._new_signer(bucket)
             except Exception as error:
-                raise _store_error(error, url) from None
+                if signer is None or now >= signer.expires_s:
+                    raise _store_error(error, url) from None
+                # botocore wants them renewed minutes before they end: until then they are good.
+                until = min(now + _SIGNER_S, signer.expires_s)
+                signer = self._signers[bucket] = replace(signer, until_s=until)
         return signer.url(key), signer.expires_s
 
     def renew(self) -> None:

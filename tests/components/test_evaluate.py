@@ -209,4 +209,4 @@ def test_the_stores_errors_are_one_line(
     monkeypatch.setattr(command.logging, "basicConfig", lambda **_: None)  # it outlives the test
     words = ["--dataset", "s3://bucket/photos/v1", "--model-uri", "models:/m-1"]
     assert command.main([*words, "--run-id", "r", "--output", "out"]) == 1
-    assert "s3:// stores are not supported yet" in capsys.readouterr().err
+    assert "found no credentials" in capsys.readouterr().err

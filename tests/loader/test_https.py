@@ -69,7 +69,7 @@ def test_a_server_that_is_not_there_is_given_up_soon() -> None:
         began = time.monotonic()
         with pytest.raises(tarpon.TarponError) as error:
             tarpon.open(url)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # of the 540 s that a host which answered once is given
     assert "check the endpoint and the network" in str(error.value)
     assert "pass-word" not in str(error.value)
     assert "hidden" not in str(error.value)

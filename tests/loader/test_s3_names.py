@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import tarpon
-from tarpon import cli
+from tarpon import _remote, cli
 from tarpon._s3 import S3
 from tarpon._shards import resolve, shown
 
@@ -232,3 +234,39 @@ def test_nothing_is_indexed_if_one_shard_is_remote(tmp_path: Path) -> None:
         tarpon.index([tar, "s3://b/a.tar"])
     assert cli.main(["index", str(tar), "s3://b/a.tar"]) == 2
     assert not (tmp_path / "a.idx").exists()
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e9])
+def test_waiting_for_ever_is_a_time_out_like_any_other(timeout_s: float) -> None:
+    assert _remote.client(None, timeout_s) is _remote.client(tarpon.Store(), 1e6)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_of_a_fork_does_not_wait_for_a_thread_that_is_not_there() -> None:
+    with _remote._lock:  # as if another thread made a client just now
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            _remote.client(None)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_credentials_that_cannot_be_renewed_serve_until_they_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(bucket: str) -> None:
+        raise ConnectionError
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    store = tarpon.Store(endpoint="http://127.0.0.1:9", region="us-east-1")  # nobody is asked
+    s3, now = S3(store), time.time()
+    expires_s = s3.sign("s3://bucket/a.tar")[1]
+    monkeypatch.setattr(s3, "_new_signer", refuse)
+    for later_s in (40, 80, expires_s - now - 1):
+        monkeypatch.setattr(time, "time", lambda at=now + later_s: at)
+        assert s3.sign("s3://bucket/b.tar")[1] == expires_s
+    monkeypatch.setattr(time, "time", lambda: expires_s)
+    with pytest.raises(tarpon.StoreError, match="ConnectionError, expected a signed URL"):
+        s3.sign("s3://bucket/b.tar")

@@ -253,3 +253,26 @@ def test_shard_lists_that_are_none(document: Any, message: str, tmp_path: Path) 
     path.write_text("[" * 100_000)
     with pytest.raises(tarpon.CorruptShardError, match=r"not JSON \(.*\), expected a shard list"):
         tarpon.open(path)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"shardlist": ["https://host/a.tar?X-Amz-Signature=SECRET"]},
+        {"shardlist": [{"url": "https://host/a.tar?sig=SECRET"}]},
+        {"shardlist": [{"urls": ["https://me:SECRET@host/a.tar"]}]},
+        {"datasets": {"source_url": "https://host/a.json?sig=SECRET"}},
+        {"datasets": [{"url": "https://host/a.json?sig=SECRET"}]},
+        {"datasets": ["https://host/a.json?sig=SECRET"]},
+        {"base": ["https://host/?sig=SECRET"], "shardlist": []},
+    ],
+)
+def test_what_is_wrong_with_a_list_is_told_without_signatures(
+    tmp_path: Path, document: dict[str, object]
+) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(tarpon.CorruptShardError) as caught:
+        tarpon.open(path)
+    assert "SECRET" not in str(caught.value)
+    assert "host" in str(caught.value)

@@ -286,7 +286,9 @@ def test_ctrl_c_is_heard_between_shards_that_are_indexed(folder: Path) -> None:
     timer = threading.Timer(
         0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
     )
-    many = [(str(folder / "a.tar"), -1, -1, False, None, None)] * 300_000  # half a minute of scanning
+    many = [
+        (str(folder / "a.tar"), -1, -1, False, None, None)
+    ] * 300_000  # half a minute of scanning
     timer.start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
