@@ -4,6 +4,7 @@
 #include "tar.h"
 #include "thread.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,7 +37,7 @@ static void start_finders(tp_ahead *ahead, size_t tasks)
 {
     while (ahead->finders < FINDERS_MOST && ahead->idle_finders < tasks) {
         if (tp_thread_start(&ahead->finder_ids[ahead->finders], tp_ahead_find_some, ahead) != 0)
-            return; /* fewer will do; with none at all, everything is read when it is wanted */
+            return; /* fewer will do */
         ahead->finders++;
         tasks--;
     }
@@ -72,6 +73,16 @@ static struct task *cut_tasks(tp_ahead *ahead, struct group *group, size_t count
     return tasks;
 }
 
+static void forget_tasks(tp_ahead *ahead)
+{
+    for (struct task *task = ahead->tasks, *next; task; task = next) {
+        next = task->next;
+        tp_ahead_end_task(ahead, task);
+    }
+    ahead->tasks = NULL;
+    ahead->skipped_count = 0;
+}
+
 tp_status tp_ahead_plan(tp_ahead *ahead, const uint64_t *samples, size_t count, bool first,
                         struct tp_error *err)
 {
@@ -102,19 +113,11 @@ tp_status tp_ahead_plan(tp_ahead *ahead, const uint64_t *samples, size_t count, 
         insert_task(ahead, task);
     }
     start_finders(ahead, tasks);
+    if (ahead->finders == 0) /* no thread could be started: everything is read when it is wanted */
+        forget_tasks(ahead);
     (void)pthread_cond_broadcast(&ahead->work);
     (void)pthread_mutex_unlock(&ahead->lock);
     return TP_OK;
-}
-
-static void forget_tasks(tp_ahead *ahead)
-{
-    for (struct task *task = ahead->tasks, *next; task; task = next) {
-        next = task->next;
-        tp_ahead_end_task(ahead, task);
-    }
-    ahead->tasks = NULL;
-    ahead->skipped_count = 0;
 }
 
 void tp_ahead_forget(tp_ahead *ahead)
@@ -223,8 +226,10 @@ tp_status tp_ahead_read(tp_ahead *ahead, const struct tp_found *found,
         return tp_dataset_read(ahead->dataset, found, member, out, err);
     (void)pthread_mutex_lock(&ahead->lock);
     struct tp_piece *piece = wait_for(ahead, found->shard, offset, &st);
-    if (piece && piece->size != member->size + sizeof header)
+    if (piece && piece->size != member->size + sizeof header) {
+        used(ahead, piece);
         piece = NULL; /* of an index that was replaced: what came is something else */
+    }
     if (st == TP_OK && piece && piece->state == TP_PIECE_FAILED) {
         st = piece->failure->status;
         if (err)
@@ -292,6 +297,7 @@ tp_status tp_ahead_create(tp_ahead **out, tp_dataset *dataset, const char *const
     (void)pthread_mutex_init(&ahead->lock, NULL);
     (void)pthread_cond_init(&ahead->work, NULL);
     (void)pthread_cond_init(&ahead->arrived, NULL);
+    tp_cond_init(&ahead->left);
     tp_status st = copy_extensions(ahead, extensions, count);
     ahead->pending = tp_alloc_zero(tp_dataset_shards(dataset), sizeof *ahead->pending);
     if (st != TP_OK || !ahead->pending)
@@ -323,6 +329,17 @@ void tp_ahead_stop(tp_ahead *ahead)
     (void)pthread_mutex_unlock(&ahead->lock);
 }
 
+bool tp_ahead_has_stopped(tp_ahead *ahead, uint64_t until_ns)
+{
+    (void)pthread_mutex_lock(&ahead->lock);
+    while (ahead->finders_out < ahead->finders &&
+           tp_cond_wait_until(&ahead->left, &ahead->lock, until_ns) != ETIMEDOUT)
+        ;
+    bool stopped = ahead->finders_out == ahead->finders;
+    (void)pthread_mutex_unlock(&ahead->lock);
+    return stopped;
+}
+
 void tp_ahead_free(tp_ahead *ahead)
 {
     if (!ahead)
@@ -349,6 +366,7 @@ void tp_ahead_free(tp_ahead *ahead)
     tp_free(ahead->heap);
     (void)pthread_cond_destroy(&ahead->work);
     (void)pthread_cond_destroy(&ahead->arrived);
+    (void)pthread_cond_destroy(&ahead->left);
     (void)pthread_mutex_destroy(&ahead->lock);
     tp_free(ahead);
 }

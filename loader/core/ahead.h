@@ -66,6 +66,9 @@ void tp_ahead_stats(tp_ahead *ahead, struct tp_ahead_stats *stats);
 /* Whoever waits in tp_ahead_read(), there or over the network, gets TP_ECLOSED. */
 void tp_ahead_stop(tp_ahead *ahead);
 
+/* Once stopped: have its own threads ended?  Waits for them until then. */
+bool tp_ahead_has_stopped(tp_ahead *ahead, uint64_t until_ns);
+
 /* Nobody may be inside.  Waits for its own threads, which have nothing to wait for any more.
  * Accepts NULL. */
 void tp_ahead_free(tp_ahead *ahead);

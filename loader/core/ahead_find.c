@@ -423,7 +423,9 @@ void *tp_ahead_find_some(void *argument)
         tp_ahead_begin_requests(ahead);
         (void)pthread_cond_broadcast(&ahead->arrived); /* for who waits for what is not there */
     }
-    (void)pthread_mutex_unlock(&ahead->lock);
     tp_free(places.at);
+    ahead->finders_out++;
+    (void)pthread_cond_broadcast(&ahead->left);
+    (void)pthread_mutex_unlock(&ahead->lock);
     return NULL;
 }

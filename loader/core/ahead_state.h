@@ -66,7 +66,7 @@ struct tp_ahead {
     uint64_t        request_bytes; /* most that one request brings */
     bool            is_cached;     /* what comes is put into a cache, in whole blocks */
     pthread_mutex_t lock;
-    pthread_cond_t  work, arrived;
+    pthread_cond_t  work, arrived, left;
     atomic_bool     closing;
     /* Locked from here. */
     uint64_t         groups, urgent_groups;
@@ -83,7 +83,7 @@ struct tp_ahead {
     bool             stuck;       /* nothing comes, and there is no room for what should */
     struct tp_pieces pieces;
     uint64_t         planned, unplanned;
-    size_t           finders, idle_finders;
+    size_t           finders, idle_finders, finders_out;
     atomic_size_t    generation; /* of plans: each tp_ahead_forget() begins another */
     pthread_t        finder_ids[FINDERS_MOST];
 };

@@ -333,7 +333,14 @@ bool tp_engine_stop(tp_engine *engine, uint32_t timeout_ms)
         waited = tp_cond_wait_until(&engine->done, &engine->lock, until);
     bool stopped = engine->exited == engine->thread_count;
     (void)pthread_mutex_unlock(&engine->lock);
-    return stopped;
+    return stopped && (!engine->recipe.ahead || tp_ahead_has_stopped(engine->recipe.ahead, until));
+}
+
+/* Where a thread that looks for indexes hangs: nobody waits for it but this. */
+static void *destroy_later(void *engine)
+{
+    tp_engine_destroy(engine);
+    return NULL;
 }
 
 void tp_engine_free(tp_engine *engine)
@@ -353,5 +360,10 @@ void tp_engine_free(tp_engine *engine)
         return;
     for (uint32_t i = 0; i < count; i++)
         (void)pthread_join(engine->threads[i].id, NULL);
-    tp_engine_destroy(engine);
+    pthread_t later;
+    if (engine->recipe.ahead && !tp_ahead_has_stopped(engine->recipe.ahead, 0) &&
+        tp_thread_start(&later, destroy_later, engine) == 0)
+        (void)pthread_detach(later);
+    else
+        tp_engine_destroy(engine);
 }

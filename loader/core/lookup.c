@@ -3,6 +3,7 @@
 #include "alloc.h"
 #include "rng.h"
 #include "tar.h"
+#include "thread.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -23,6 +24,8 @@ struct tp_lookup {
     tp_page              *whole;
     struct tp_index_line *lines;   /* the first of each page, in the text of the sidecar */
     struct tp_identity    sidecar; /* what `lines` was read from */
+    struct tp_error      *failure; /* of the last try to open it, at `failed_ns`; NULL: none */
+    uint64_t              failed_ns;
 };
 
 tp_status tp_lookup_create(tp_lookup **out, tp_source *tar, uint64_t samples, tp_pages *pages,
@@ -239,6 +242,8 @@ static tp_status open_text(tp_lookup *lookup, const struct tp_text *text, struct
     lookup->sidecar = text->identity;
     if (st == TP_OK && lookup->paged && tp_source_remote(lookup->tar))
         keep_pages(lookup, text);
+    if (st == TP_OK && text->bytes)
+        tp_source_keep_sidecar(lookup->tar, text);
     return st;
 }
 
@@ -252,19 +257,40 @@ static void close_text(tp_lookup *lookup)
     lookup->page_count = 0;
 }
 
+/* For those who wait for the same: without memory for it, each of them tries in turn.  Locked. */
+static void remember_failure(tp_lookup *lookup, const struct tp_error *err)
+{
+    if (!lookup->failure)
+        lookup->failure = tp_alloc(1, sizeof *lookup->failure);
+    if (!lookup->failure)
+        return;
+    *lookup->failure = *err;
+    lookup->failed_ns = tp_now_ns();
+}
+
 static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
 {
     struct tp_text text = {.bytes = NULL};
     tp_status      st = TP_OK;
     if (atomic_load_explicit(&lookup->ready, memory_order_acquire))
         return TP_OK;
+    const uint64_t asked_ns = tp_now_ns();
     (void)pthread_mutex_lock(&lookup->loading);
-    if (!atomic_load_explicit(&lookup->ready, memory_order_relaxed)) {
-        st = tp_source_sidecar(lookup->tar, 0, UINT64_MAX, NULL, &text, err);
+    if (lookup->failure && lookup->failed_ns > asked_ns) { /* while we waited for another thread */
+        st = lookup->failure->status;
+        if (err)
+            *err = *lookup->failure;
+    } else if (!atomic_load_explicit(&lookup->ready, memory_order_relaxed)) {
+        struct tp_error why = {.status = TP_OK};
+        st = tp_source_sidecar(lookup->tar, 0, UINT64_MAX, NULL, &text, &why);
         if (st == TP_OK)
-            st = open_text(lookup, &text, err);
-        if (st != TP_OK)
+            st = open_text(lookup, &text, &why);
+        if (st != TP_OK) {
             close_text(lookup);
+            remember_failure(lookup, &why);
+            if (err)
+                *err = why;
+        }
         tp_free(text.bytes);
         atomic_store_explicit(&lookup->ready, st == TP_OK, memory_order_release);
     }
@@ -373,5 +399,6 @@ void tp_lookup_free(tp_lookup *lookup)
     (void)pthread_mutex_destroy(&lookup->loading);
     tp_free(lookup->slots);
     tp_free(lookup->lines);
+    tp_free(lookup->failure);
     tp_free(lookup);
 }

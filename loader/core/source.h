@@ -99,7 +99,10 @@ struct tp_text {
 TP_MUST_CHECK tp_status tp_source_sidecar(tp_source *source, uint64_t from, uint64_t to,
                                           const struct tp_identity *expected, struct tp_text *text,
                                           struct tp_error *err);
-const char             *tp_source_sidecar_path(const tp_source *source);
+
+/* The whole text turned out to be a good index: let the cache have it, where there is one. */
+void        tp_source_keep_sidecar(tp_source *source, const struct tp_text *text);
+const char *tp_source_sidecar_path(const tp_source *source);
 
 const char *tp_source_path(const tp_source *source);
 

@@ -165,9 +165,23 @@ tp_status tp_far_kept_index(tp_source *source, struct tp_text *text, struct tp_e
                : TP_OK;
 }
 
-void tp_far_keep_index(tp_source *source, const struct tp_text *text)
+tp_status tp_far_kept_part(tp_source *source, uint64_t from, const struct tp_text *text,
+                           bool *found, struct tp_error *err)
 {
     const tp_cache_key *key = key_of(source);
-    if (key && text->size > 0)
-        tp_cache_put(source->cache, key, INDEX_AT, text->size, text->bytes);
+    const uint64_t      bytes = atomic_load(&source->index_bytes);
+    *found = false;
+    if (!key || bytes == 0 || from > bytes || text->size > bytes - from)
+        return TP_OK;
+    return tp_cache_read(source->cache, key, INDEX_AT, bytes, from, text->bytes, text->size, found,
+                         err);
+}
+
+void tp_source_keep_sidecar(tp_source *source, const struct tp_text *text)
+{
+    const tp_cache_key *key = key_of(source);
+    if (!key || text->size == 0)
+        return;
+    tp_cache_put(source->cache, key, INDEX_AT, text->size, text->bytes);
+    atomic_store(&source->index_bytes, text->size);
 }

@@ -17,6 +17,8 @@ struct tp_source {
     tp_cache     *cache;                   /* NULL: none */
     tp_cache_key *key;                     /* see source_cache.c */
     bool          key_made;
+    atomic_bool   is_scanned;  /* there is no index beside it */
+    atomic_ullong index_bytes; /* of the text in the cache; 0: not known to be there */
 
     /* A local one: */
     struct tp_open_files *files;
@@ -52,6 +54,9 @@ TP_MUST_CHECK tp_status tp_far_sidecar(tp_source *source, uint64_t from, uint64_
 /* The text of the index as the cache has it; text->bytes is NULL where it has none. */
 TP_MUST_CHECK tp_status tp_far_kept_index(tp_source *source, struct tp_text *text,
                                           struct tp_error *err);
-void                    tp_far_keep_index(tp_source *source, const struct tp_text *text);
+/* Bytes of it from `from` on, as many as text->bytes holds, if they are there. */
+TP_MUST_CHECK tp_status tp_far_kept_part(tp_source *source, uint64_t from,
+                                         const struct tp_text *text, bool *found,
+                                         struct tp_error *err);
 
 #endif

@@ -147,8 +147,8 @@ static tp_status scan_text(tp_source *source, struct tp_text *text, struct tp_er
     return st == TP_EUNSUPPORTED ? TP_OK : st;
 }
 
-/* The whole of it: from the cache, from beside the shard, or else, so that the cache has it the
- * next time, from a pass over the shard. */
+/* The whole of it: from the cache, from beside the shard, or else, where there is a cache that will
+ * have it the next time, from a pass over the shard. */
 static tp_status whole_sidecar(tp_source *source, struct tp_text *text, struct tp_error *err)
 {
     bool      missing = false;
@@ -157,40 +157,34 @@ static tp_status whole_sidecar(tp_source *source, struct tp_text *text, struct t
         return st;
     st = tp_remote_whole(source->remote_sidecar, (size_t)TP_SIDECAR_BYTES_MAX, &text->bytes,
                          &text->size, &missing, err);
+    source->is_scanned = missing;
     if (missing && source->cache)
-        st = scan_text(source, text, err);
-    else if (missing)
-        return TP_OK;
-    if (st == TP_OK && text->bytes)
-        tp_far_keep_index(source, text);
-    return st;
+        return scan_text(source, text, err);
+    return missing ? TP_OK : st;
 }
 
-/* Some of it.  Without a cache one version alone is ever read: http.h sees to that.  With one, so
- * it is: the shard's, and an index that does not fit it is noticed when a header is read. */
+/* Some of it: from the cache, or else from where the whole came. */
 static tp_status part_of_sidecar(tp_source *source, uint64_t from, uint64_t to,
                                  struct tp_text *text, struct tp_error *err)
 {
-    struct tp_text whole;
-    tp_status      st = source->cache ? whole_sidecar(source, &whole, err) : TP_OK;
-    if (st != TP_OK)
-        return st;
+    struct tp_text whole = {.bytes = NULL};
+    bool           found = false;
     text->size = (size_t)(to - from);
     text->bytes = tp_alloc(text->size, 1);
-    if (!text->bytes)
-        st = tp_fail(err, TP_ENOMEM, "%s: out of memory", source->sidecar);
-    else if (!source->cache)
+    tp_status st =
+        text->bytes ? TP_OK : tp_fail(err, TP_ENOMEM, "%s: out of memory", source->sidecar);
+    if (st == TP_OK)
+        st = tp_far_kept_part(source, from, text, &found, err);
+    if (st == TP_OK && !found && source->is_scanned) {
+        st = scan_text(source, &whole, err);
+        found = st == TP_OK && whole.bytes && whole.size >= to;
+        if (found)
+            memcpy(text->bytes, whole.bytes + from, text->size);
+    }
+    if (st == TP_OK && !found)
         st = tp_remote_read(source->remote_sidecar, from, NULL, 0, text->bytes, text->size, NULL,
                             err);
-    else if (whole.size < to)
-        st = tp_fail(err, TP_EIO,
-                     "%s: replaced, expected the one that was there at first; open "
-                     "the dataset again",
-                     source->sidecar);
-    else
-        memcpy(text->bytes, whole.bytes + from, text->size);
-    if (source->cache)
-        tp_free(whole.bytes);
+    tp_free(whole.bytes);
     if (st != TP_OK) {
         tp_free(text->bytes);
         text->bytes = NULL;

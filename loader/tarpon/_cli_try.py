@@ -179,8 +179,8 @@ def _print_shuffle(report: dict[str, Any]) -> None:
     print(
         f"an epoch, per rank: {epoch['local_bytes'] / _MIB:,.0f} MiB of encoded samples in batches "
         f"from local shards, {epoch['remote_bytes'] / _MIB:,.0f} MiB from remote ones\n"
-        f"were they remote, all ranks: {epoch['requests']:,} range requests and, in the first "
-        f"epoch, {epoch['requests_for_indexes']:,} for indexes: ${epoch['dollars']:.4f} at "
+        f"were they remote, all ranks: {epoch['requests']:,} range requests and up to "
+        f"{epoch['requests_for_indexes']:,} for indexes: ${epoch['dollars']:.4f} at "
         f"${epoch['dollars_per_1000_requests']:g} a thousand\n"
         f"at {epoch['samples_per_s']:,.0f} samples/s: {epoch['requests_per_s']:,.1f} requests/s "
         "(S3 bears 5,500/s on one prefix)"

@@ -18,7 +18,7 @@ _ASKED_AHEAD = 4 * _AT_ONCE
 
 
 def prefetch(
-    shards: Shards | Dataset,
+    shards: Shards,
     *,
     cache_dir: str | os.PathLike[str],
     cache_bytes: int | None = None,
@@ -32,7 +32,7 @@ def prefetch(
     Can be interrupted and run again: what is there stays. Local shards are passed over.
 
     Args:
-        shards: Anything `tarpon.open` takes.
+        shards: As for a `Loader`, but for an opened dataset.
         cache_dir, cache_bytes: The folder, and the most it may hold in bytes, as for a `Loader`.
         store: How to reach the shards; ``None``: as the environment says.
         progress: Called with the bytes looked at so far and all there are, now and then.

@@ -1,7 +1,7 @@
 """Signs GET requests into their URLs (AWS Signature Version 4), quickly. Knows no store.
 
-botocore signs the same, at about a tenth of the speed: 10,000 shards would take seconds of every
-start. What does not differ between the URLs of one bucket is worked out once a second here.
+botocore signs the same, but takes a third of a millisecond for each: 10,000 shards would take
+seconds of every start. What does not differ between the URLs of one bucket is worked out once.
 Reference: "Authenticating Requests: Using Query Parameters" of the Amazon S3 API Reference.
 """
 

@@ -19,6 +19,7 @@ from tarpon._order import Int64s, Order
 from tarpon.dataset import Dataset
 
 _REQUEST_BYTES = 6 << 20  # one range request is at least allowed to be this long
+_INDEX_ROOM = (128 << 20) // 100  # samples whose index a rank keeps
 _HELD_BATCHES = 4  # one in use, three ahead
 
 
@@ -96,9 +97,10 @@ def plan(
     ``local_bytes``: batches in use and in the making of one rank. ``remote_bytes``: those and what
     it holds of a window, were the shards remote. ``requests``: range GETs of all ranks together:
     each chunk is one, or more where it crosses shards, 6 MiB or the end of a lane's window; where
-    ranks share lanes, each of them asks for every chunk. ``requests_for_indexes``: one for each
-    shard and rank at most, the first epoch's. ``dollars``: of both. ``requests_per_s``: of all
-    ranks at `samples_per_s`.
+    ranks share lanes, each of them asks for every chunk. ``requests_for_indexes``: in the first
+    epoch one for each shard and rank at most, and in every epoch the lines of those chunks whose
+    index had to make room in the 128 MiB of a rank. ``dollars``: of all. ``requests_per_s``: of
+    the ranges of all ranks at `samples_per_s`.
     """
     mean = dataset.total_bytes / len(dataset)
     batches = math.ceil(_HELD_BATCHES * batch_size * mean)
@@ -106,7 +108,10 @@ def plan(
     shared = order.shuffle and not order.by_lane(world_size)
     cut = order.lanes * -(-len(dataset) // span) if order.shuffle else 0
     requests = (_ranges(dataset, order.chunk, mean) + cut) * (world_size if shared else 1)
-    indexes = len(dataset.shards) * world_size
+    # An index takes about a hundred bytes a sample, and is dropped in pages of 64 samples.
+    dropped = max(0.0, 1 - _INDEX_ROOM / len(dataset))
+    pages = 1 + (order.chunk - 1) / 64
+    indexes = len(dataset.shards) * world_size + math.ceil(dropped * requests * pages)
     return {
         "local_bytes": batches,
         "remote_bytes": batches + window_bytes(span, mean, members=2, world_size=world_size),

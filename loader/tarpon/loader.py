@@ -96,7 +96,8 @@ class Loader:
             next epoch and for the other ranks of this machine, and the most it may hold in bytes.
             ``tarpon prefetch`` fills one ahead. ``None``: nothing is kept.
         store: How to reach remote shards, a ``tarpon.Store``; ``None``: as the environment says.
-        timeout_s: Longest wait for one batch, in seconds; ``None`` waits for ever.
+        timeout_s: Longest wait for one batch, in seconds; nine tenths of it for one remote read.
+            ``None`` waits for ever, for one remote read 540 s; an opened dataset has its own.
 
     Yields:
         ``Batch``: arrays view the loader's memory and hold it until dropped.
