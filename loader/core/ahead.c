@@ -122,7 +122,6 @@ tp_status tp_ahead_plan(tp_ahead *ahead, const uint64_t *samples, size_t count, 
 
 void tp_ahead_forget(tp_ahead *ahead)
 {
-    struct tp_piece *piece;
     (void)pthread_mutex_lock(&ahead->lock);
     ahead->generation++;
     forget_tasks(ahead);
@@ -136,8 +135,7 @@ void tp_ahead_forget(tp_ahead *ahead)
             request->pieces[i]->readers++;
         tp_http_cancel(&request->get);
     }
-    while ((piece = tp_pieces_any(&ahead->pieces)))
-        tp_pieces_drop(&ahead->pieces, piece);
+    tp_pieces_drop_all(&ahead->pieces);
     (void)pthread_cond_broadcast(&ahead->arrived);
     (void)pthread_mutex_unlock(&ahead->lock);
 }

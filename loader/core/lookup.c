@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+enum { PAX_BYTES = 4 * TP_TAR_BLOCK }; /* of a header and its records, as most are */
+
 struct tp_lookup {
     tp_source            *tar;
     tp_pages             *pages;
@@ -46,16 +48,17 @@ tp_status tp_lookup_create(tp_lookup **out, tp_source *tar, uint64_t samples, tp
 
 /* ---- the whole of a shard ------------------------------------------------------------------- */
 
-/* Does each header follow the payload before it, from the first byte on?  *end is then where
- * the last payload, padded, ends. */
-static bool is_gapless(const tp_index *index, uint64_t *end)
+/* Does each header follow the payload before it, from the first byte on, with no more than `slack`
+ * bytes between?  *end is then where the last payload, padded, ends. */
+static bool is_gapless(const tp_index *index, uint64_t slack, uint64_t *end)
 {
     *end = 0;
     for (uint64_t i = 0; i < tp_index_count(index); i++) {
         const struct tp_sample sample = tp_index_sample(index, i);
         for (uint32_t m = 0; m < sample.member_count; m++) {
             const struct tp_member *member = &sample.members[m];
-            if (member->offset != *end + TP_TAR_BLOCK)
+            if (member->offset < *end + TP_TAR_BLOCK ||
+                member->offset - *end - TP_TAR_BLOCK > slack)
                 return false;
             /* cannot wrap: offset + size is within the file */
             *end = member->offset + (member->size + TP_TAR_BLOCK - 1) / TP_TAR_BLOCK * TP_TAR_BLOCK;
@@ -102,7 +105,10 @@ static tp_status check_complete(const tp_lookup *lookup, const tp_index *index,
     bool      zero = false;
     tp_index *scanned;
     tp_status st = TP_OK;
-    if (is_gapless(index, &end))
+    /* To scan a remote tar is to read all of it: there, what is no longer than a pax header is one.
+     */
+    const uint64_t slack = tp_source_remote(lookup->tar) ? PAX_BYTES : 0;
+    if (is_gapless(index, slack, &end))
         st = is_zero_from(lookup->tar, end, &zero, err);
     if (st != TP_OK || zero)
         return st;

@@ -36,9 +36,7 @@ tp_status tp_pieces_init(struct tp_pieces *pieces, uint64_t bytes, struct tp_err
 
 void tp_pieces_free(struct tp_pieces *pieces)
 {
-    struct tp_piece *piece;
-    while ((piece = tp_pieces_any(pieces)))
-        tp_pieces_drop(pieces, piece);
+    tp_pieces_drop_all(pieces);
     for (uint64_t i = 0; i < arenas_of(pieces->pages_made); i++)
         tp_slab_release(pieces->slabs[i]);
     if (pieces->pool)
@@ -102,14 +100,6 @@ struct tp_piece *tp_pieces_add(struct tp_pieces *pieces, size_t shard, uint64_t 
     *bucket = piece;
     pieces->count++;
     return piece;
-}
-
-struct tp_piece *tp_pieces_any(const struct tp_pieces *pieces)
-{
-    for (size_t i = 0; pieces->count > 0 && i < pieces->bucket_count; i++)
-        if (pieces->buckets[i])
-            return pieces->buckets[i];
-    return NULL;
 }
 
 /* ---- pages ------------------------------------------------------------------------------------
@@ -181,6 +171,13 @@ void tp_pieces_drop(struct tp_pieces *pieces, struct tp_piece *piece)
     piece->gone = true;
     if (piece->readers == 0)
         tp_pieces_free_gone(pieces, piece);
+}
+
+void tp_pieces_drop_all(struct tp_pieces *pieces)
+{
+    for (size_t i = 0; pieces->count > 0 && i < pieces->bucket_count; i++)
+        while (pieces->buckets[i])
+            tp_pieces_drop(pieces, pieces->buckets[i]);
 }
 
 void tp_pieces_free_gone(struct tp_pieces *pieces, struct tp_piece *piece)

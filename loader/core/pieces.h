@@ -66,8 +66,8 @@ bool tp_pieces_hold(struct tp_pieces *pieces, struct tp_piece *piece);
 /* Take it out of the table, and free it and its pages: now, or when its last reader goes. */
 void tp_pieces_drop(struct tp_pieces *pieces, struct tp_piece *piece);
 
-/* The first piece there is, in no order; NULL: none. */
-struct tp_piece *tp_pieces_any(const struct tp_pieces *pieces);
+/* Drop all there are. */
+void tp_pieces_drop_all(struct tp_pieces *pieces);
 
 /* Free what was dropped while somebody read it. */
 void tp_pieces_free_gone(struct tp_pieces *pieces, struct tp_piece *piece);

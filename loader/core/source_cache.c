@@ -1,12 +1,15 @@
 #include "source_file.h"
 
 #include "alloc.h"
+#include "thread.h"
 
 #include <string.h>
 #include <unistd.h>
 
 /* The whole text of the shard's index, at a place where no block is. */
 #define INDEX_AT UINT64_MAX
+
+#define EXACT_NS UINT64_C(30000000000)
 
 enum { PATIENCE = 20 }; /* tries to put a block that somebody waits for */
 
@@ -64,6 +67,11 @@ void tp_source_keep(tp_source *source, uint64_t block, const uint8_t *bytes)
                      tp_source_block_bytes(source, block), bytes);
 }
 
+static bool is_kept_block(tp_source *source, uint64_t block)
+{
+    return tp_source_is_kept(source, block * TP_SOURCE_BLOCK, 1);
+}
+
 /* One whole block into *out, which the caller frees, and into the cache. */
 static tp_status fetch_block(tp_source *source, uint64_t block, uint8_t **out, struct tp_error *err)
 {
@@ -80,11 +88,6 @@ static tp_status fetch_block(tp_source *source, uint64_t block, uint8_t **out, s
     tp_free(*out);
     *out = NULL;
     return st;
-}
-
-static bool is_kept_block(tp_source *source, uint64_t block)
-{
-    return tp_source_is_kept(source, block * TP_SOURCE_BLOCK, 1);
 }
 
 tp_status tp_source_fill(tp_source *source, uint64_t block, bool *fetched, struct tp_error *err)
@@ -127,8 +130,12 @@ static tp_status read_part(tp_source *source, const tp_cache_key *key, const str
     if (!*bytes)
         st = tp_cache_read(source->cache, key, start, length, from - start, out,
                            (size_t)(to - from), &found, err);
-    if (st == TP_OK && !found && !*bytes)
-        st = fetch_block(source, block, bytes, err);
+    if (st == TP_OK && !found && !*bytes && tp_now_ns() < atomic_load(&source->exact_until_ns))
+        return tp_remote_read(source->remote, from, NULL, 0, out, (size_t)(to - from), NULL, err);
+    if (st == TP_OK && !found && !*bytes &&
+        (st = fetch_block(source, block, bytes, err)) == TP_OK &&
+        !is_kept_block(source, block)) /* it was for nothing: what follows is read to the byte */
+        atomic_store(&source->exact_until_ns, tp_now_ns() + EXACT_NS);
     if (st == TP_OK && !found)
         memcpy(out, *bytes + (from - start), (size_t)(to - from));
     return st;

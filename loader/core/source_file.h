@@ -17,8 +17,9 @@ struct tp_source {
     tp_cache     *cache;                   /* NULL: none */
     tp_cache_key *key;                     /* see source_cache.c */
     bool          key_made;
-    atomic_bool   is_scanned;  /* there is no index beside it */
-    atomic_ullong index_bytes; /* of the text in the cache; 0: not known to be there */
+    atomic_bool   is_scanned;     /* there is no index beside it */
+    atomic_ullong index_bytes;    /* of the text in the cache; 0: not known to be there */
+    atomic_ullong exact_until_ns; /* the cache keeps nothing: no whole blocks before */
 
     /* A local one: */
     struct tp_open_files *files;

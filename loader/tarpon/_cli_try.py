@@ -305,7 +305,7 @@ def _prefetch_all(options: argparse.Namespace) -> int:
         options.shards,
         cache_dir=options.cache_dir,
         cache_bytes=options.cache_bytes,
-        progress=_bar if sys.stderr.isatty() else None,
+        progress=_bar if sys.stderr.isatty() else _lines(),
     )
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
@@ -315,6 +315,19 @@ def _prefetch_all(options: argparse.Namespace) -> int:
     else:
         print(f"{fetched / _MIB:,.1f} MiB fetched into {options.cache_dir}; the rest was there")
     return 0
+
+
+def _lines() -> Callable[[int, int], None]:
+    """A plain line now and then, where there is no terminal."""
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            print(f"{done / _MIB:,.0f} of {total / _MIB:,.0f} MiB", file=sys.stderr)
+
+    return tell
 
 
 def _bar(done: int, total: int) -> None:

@@ -46,6 +46,11 @@ def prefetch(
     dataset = open(shards, store=store, cache_dir=cache_dir, cache_bytes=cache_bytes)
     sizes = dataset.remote_sizes()
     total, seen, fetched = sum(sizes.values()), 0, 0
+    if cache_bytes is not None and total > cache_bytes:
+        raise StoreError(
+            f"{os.fspath(cache_dir)}: {total} bytes of shards, expected no more than "
+            f"cache_bytes={cache_bytes}; raise it, or prefetch fewer shards"
+        )
     with ThreadPoolExecutor(_AT_ONCE, "tarpon-prefetch") as pool:
         running: deque[tuple[Future[bool], int]] = deque()
         try:

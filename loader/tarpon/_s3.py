@@ -350,6 +350,11 @@ def _store_error(error: Exception, url: str) -> StoreError:
         what = f"the login has ended ({kind}), expected a good one; {_RENEW}"
     elif isinstance(error, boto.MetadataRetrievalError | boto.CredentialRetrievalError):
         what = f"no credentials came ({kind}), expected the role's; check the pod's role"
+    elif isinstance(error, ValueError) or kind == "EndpointResolutionError":
+        what = (
+            "an endpoint that is no URL, expected http://host:port or https://host; check "
+            "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the profile"
+        )
     elif isinstance(error, RecursionError):
         what = (
             "sent from region to region without end, expected to be told one; set AWS_REGION, and "

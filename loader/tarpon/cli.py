@@ -140,6 +140,12 @@ def _index(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     shards = resolve(options.shards)
     bad = samples = 0
+    for shard in shards:
+        if shard.is_remote:
+            raise tarpon.StoreError(
+                f"{shard.path}: a remote tar, expected a local one to read back; verify it where "
+                "it is written, or copy it here; a Loader checks what it reads of it"
+            )
     for shard in _progress(shards, "verifying"):
         count, faults = _check_shard(shard, decode=options.decode)
         samples += count

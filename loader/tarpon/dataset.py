@@ -46,11 +46,13 @@ class Reach:
     ) -> Self:
         if store is not None and not isinstance(store, Store):
             raise ValueError(f"store={store!r}, expected a tarpon.Store, or None")
+        if cache_dir == "":
+            raise ValueError("cache_dir='', expected a folder, or None")
         if cache_bytes is not None and cache_dir is None:
             raise ValueError(f"cache_bytes={cache_bytes!r} without cache_dir, expected both")
         return cls(
             store=store,
-            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            cache_dir=None if cache_dir is None else os.path.expanduser(os.fspath(cache_dir)),
             cache_bytes=2**64 - 1 if cache_bytes is None else positive("cache_bytes", cache_bytes),
             timeout_s=timeout_s,
         )

@@ -34,12 +34,18 @@ from tarpon._order import Int64s, Order
 from tarpon._shards import Shards
 from tarpon.batch import Batch
 from tarpon.dataset import Dataset, open
-from tarpon.errors import BadSampleError, StateMismatchError, TarponError
+from tarpon.errors import (
+    BadSampleError,
+    LoaderTimeoutError,
+    StateMismatchError,
+    TarponError,
+)
 from tarpon.fields import Field, Raw
 from tarpon.store import Store
 
 _AHEAD = 3  # batches asked for before they are wanted: one in use, one done, one in the making
 _UNLIMITED = 2**64 - 1
+_PATIENCE_S = 20.0  # without a batch, before it is said
 _STATE_VERSION = 2
 _MOST_EPOCHS = 2**64
 
@@ -490,7 +496,7 @@ class Loader:
         while True:
             ask = self._asked[0]
             began = time.monotonic()
-            slab, layouts, keys, issues = self._engine.take(self._timeout_s)
+            slab, layouts, keys, issues = self._wait()
             self._wait_s += time.monotonic() - began
             columns, bad = self._decoder.columns(ask, slab, layouts, issues, keys)
             if not bad:
@@ -509,6 +515,16 @@ class Loader:
             epoch=ask.epoch,
             step=ask.step,
         )
+
+    def _wait(self) -> tuple[Any, Any, list[str], Any]:
+        """The oldest batch from the engine; says once in a long wait what it waits for."""
+        if self._timeout_s > _PATIENCE_S:
+            try:
+                return self._engine.take(_PATIENCE_S)
+            except LoaderTimeoutError as error:
+                waits_for = str(error).partition(": ")[2]
+                _log.warning("no batch for %.0f s: %s", _PATIENCE_S, waits_for)
+        return self._engine.take(self._timeout_s)
 
     def _on_bad(self, ask: Ask, bad: dict[int, BadSampleError]) -> None:
         """Raise, or ask for the same batch again with other samples in the bad slots."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tarpon
+import webdataset
 from tarpon import _s3
 from tarpon._names import without_secrets
 from tarpon._shards import resolve
@@ -305,3 +306,50 @@ def test_bad_samples_are_replaced_as_from_a_folder(
         found = loader.stats()
     assert len(found["bad_samples"]) == 9
     assert found["window_bytes"] <= 60 * 2 * 4096  # nothing that was skipped is held
+
+
+def test_verify_is_for_local_tars(uploaded: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", uploaded]) == 2
+    assert "a remote tar, expected a local one" in capsys.readouterr().err
+
+
+def test_a_cache_that_is_emptied_costs_no_whole_blocks(
+    uploaded: str, folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    arguments = {"batch_size": 6, "fields": FIELDS, "seed": 5, "cache_dir": cache}
+    tarpon.prefetch(uploaded, cache_dir=cache)
+    with tarpon.Loader(uploaded, **arguments) as loader:
+        whole = [tuple(batch.sample_keys) for batch in loader]
+        steps = iter(loader)
+        next(steps)
+        shutil.rmtree(cache)
+        before = loader.stats()["network_bytes"]
+        for _ in steps:
+            pass
+        read = loader.stats()["network_bytes"] - before
+    assert whole == [one[0] for one in stream(folder)[:10]]
+    assert read < 4 * sum(file.stat().st_size for file in folder.glob("*.tar"))
+
+
+def test_prefetch_of_more_than_fits_is_refused(uploaded: str, tmp_path: Path) -> None:
+    with pytest.raises(tarpon.StoreError, match="raise it, or prefetch fewer"):
+        tarpon.prefetch(uploaded, cache_dir=tmp_path / "cache", cache_bytes=5000)
+
+
+def test_opening_shards_of_a_tarwriter_reads_no_samples(
+    environment: S3Server, s3_bucket: Bucket, tmp_path: Path
+) -> None:
+    """TarWriter puts pax headers before members, of which no index tells."""
+    tar = tmp_path / "w.tar"
+    with webdataset.TarWriter(str(tar)) as out:
+        for number in range(12):
+            out.write({"__key__": f"{number:03}", "bin": bytes(100_000), "cls": number})
+    tarpon.index(tar)
+    for file in (tar, tar.with_suffix(".idx")):
+        s3_bucket.put(f"w/{file.name}", file.read_bytes())
+    before = tarpon.open(f"{s3_bucket.url}/w/w.tar").network()["network_bytes"]
+    dataset = tarpon.open(f"{s3_bucket.url}/w/w.tar")
+    assert dataset.network()["network_bytes"] - before < 20_000
+    assert len(dataset) == 12
+    assert dataset[7] == tarpon.open(tar)[7]
