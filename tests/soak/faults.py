@@ -248,7 +248,16 @@ def digests(loader: tarpon.Loader) -> Iterator[str]:
 
 def soak(seed: int, trials: int, folder: Path) -> dict[str, Any]:
     """`trials` trials of each kind from `seed` on; a JSON-able report."""
-    logging.getLogger("tarpon").setLevel(logging.ERROR)
+    log = logging.getLogger("tarpon")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return _soak(seed, trials, folder)
+    finally:
+        log.setLevel(level)
+
+
+def _soak(seed: int, trials: int, folder: Path) -> dict[str, Any]:
     kinds: dict[str, Any] = {}
     with Bench.running(folder) as bench:
         for kind in KINDS:
