@@ -24,8 +24,9 @@ TP_MUST_CHECK tp_status tp_lookup_create(tp_lookup **out, tp_source *tar, uint64
                                          tp_pages *pages, struct tp_error *err);
 
 /* How many samples the shard has; indexes it if nobody said. With no list to count by, an index is
- * only believed when it leaves nothing of the tar out. TP_EIO, TP_ECORRUPT, TP_EUNSUPPORTED: the
- * message names the tar or its index.  TP_ENOMEM. */
+ * only believed when it leaves nothing of the tar out; of a remote tar, whose scan would read all
+ * of it, what is no longer than a pax header is taken for one. TP_EIO, TP_ECORRUPT,
+ * TP_EUNSUPPORTED: the message names the tar or its index.  TP_ENOMEM. */
 TP_MUST_CHECK tp_status tp_lookup_count(tp_lookup *lookup, uint64_t *samples, struct tp_error *err);
 
 /* Sample `i`, below the count.  TP_OK: *sample borrows from *page, which the caller unpins.  Fails
