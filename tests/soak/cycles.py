@@ -422,7 +422,6 @@ def progress(cycles: int) -> Iterator[int]:
 
 def soak(seed: int, cycles: int, folder: Path) -> dict[str, Any]:
     """Run `cycles` cycles below `folder`; a JSON-able report. Raises at the first thing wrong."""
-    logging.getLogger("tarpon").setLevel(logging.ERROR)  # substitutes are warned of, by design
     sets, model, ways = make(folder), Model(), Counter[str]()
     before = signal.signal(SIGNAL, on_signal)
     warm = max(1, min(1000, cycles // 5))
@@ -463,6 +462,7 @@ def soak(seed: int, cycles: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
+    logging.getLogger("tarpon").setLevel(logging.ERROR)  # substitutes are warned of, by design
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cycles", type=int, default=1000)

@@ -248,16 +248,6 @@ def digests(loader: tarpon.Loader) -> Iterator[str]:
 
 def soak(seed: int, trials: int, folder: Path) -> dict[str, Any]:
     """`trials` trials of each kind from `seed` on; a JSON-able report."""
-    log = logging.getLogger("tarpon")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        return _soak(seed, trials, folder)
-    finally:
-        log.setLevel(level)
-
-
-def _soak(seed: int, trials: int, folder: Path) -> dict[str, Any]:
     kinds: dict[str, Any] = {}
     with Bench.running(folder) as bench:
         for kind in KINDS:
@@ -290,6 +280,7 @@ def report(kind: Kind, done: list[Outcome]) -> dict[str, Any]:
 
 
 def main() -> int:
+    logging.getLogger("tarpon").setLevel(logging.ERROR)  # long waits are warned of
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=10, help="of each kind")
