@@ -16,7 +16,7 @@ ONLY_IN = {
     "kfp": r"pipelines/.*|components/\w+/component\.py",
     "hydra": r"pipelines/.*",
     "omegaconf": r"pipelines/.*",
-    "torch": r"loader/tarpon/(torch|dali)\.py|components/(train|evaluate|predict)/.*",
+    "torch": r"loader/tarpon/(torch|dali|_torch_\w+)\.py|components/(train|evaluate|predict)/.*",
 }
 C_FLOORS = [
     {"status", "alloc", "thread"},

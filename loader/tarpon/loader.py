@@ -359,7 +359,7 @@ class Loader:
                     "offset": error.offset,
                     "reason": error.reason,
                 }
-                for error in self._bad.values()
+                for error in list(self._bad.values())  # another thread may be taking a batch
             ],
         }
 

@@ -1,66 +1,43 @@
-"""Batches as torch tensors, for people who keep their ``DataLoader`` or Lightning ``Trainer``.
+"""Batches as torch tensors: on the GPU ahead of time, or for who keeps ``DataLoader`` or Lightning.
 
-The one module of the loader that imports torch. It shares the steps of an epoch among worker
-processes; order, state and pixels are the Loader's, and nothing here decides about them.
+The public face of the modules that import torch (``_torch_*.py``); ``IterableDataset``, which
+shares the steps of an epoch among worker processes, is here. Order, state and pixels are the
+Loader's, and nothing here decides about them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.utils.data
 
 from tarpon._arguments import default_threads, place
 from tarpon._shards import Shards
-from tarpon.batch import Batch, Ragged
+from tarpon._torch_columns import RaggedTensor, refuse_reserved, to_torch
+from tarpon._torch_loader import LoaderOptions, TorchLoader
+from tarpon._torch_normalize import Normalize
+from tarpon.batch import Batch
 from tarpon.dataset import Dataset
 from tarpon.errors import StateMismatchError
 from tarpon.fields import Field
 from tarpon.loader import Loader
 from tarpon.store import Store
 
-_RESERVED = ("indices", "valid")
+__all__ = [
+    "IterableDataset",
+    "LoaderOptions",
+    "Normalize",
+    "RaggedTensor",
+    "TorchLoader",
+    "to_torch",
+]
+
 _WORKERS_MOST = 1024
 _ORDER_BYTES = 1024  # more than a state takes
-
-
-class RaggedTensor(NamedTuple):
-    """Byte strings of different lengths, end to end: what a `tarpon.Ragged` is in torch.
-
-    A named tuple, because that is what ``DataLoader``, pinning and Lightning pass on whole; a
-    sequence of ``memoryview`` they would take apart byte by byte.
-
-    Attributes:
-        data: ``uint8[total]``.
-        offsets: ``int64[B + 1]``; item ``i`` is ``data[offsets[i]:offsets[i + 1]]``.
-    """
-
-    data: torch.Tensor
-    offsets: torch.Tensor
-
-
-def to_torch(batch: Batch) -> dict[str, Any]:
-    """The batch as a dict that holds tensors. No copy: tensors view the loader's memory.
-
-    Returns:
-        Every field under its name: tensors of the arrays' dtype and shape, a ``RaggedTensor``
-        for ``Raw``, and the lists of ``Text``, ``Json``, ``Npy`` and ``Image`` as they are. Plus
-        ``indices``, ``int64[B]``, and ``valid``, ``bool[B]``, as in the batch.
-
-    Raises:
-        ValueError: A field is called ``indices`` or ``valid``.
-    """
-    _refuse_reserved(batch)
-    columns: dict[str, Any] = {name: _tensor(column) for name, column in batch.items()}
-    return columns | {
-        "indices": torch.from_numpy(batch.indices),
-        "valid": torch.from_numpy(batch.valid),
-    }
 
 
 class IterableDataset(torch.utils.data.IterableDataset[Any]):
@@ -131,7 +108,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
         store: Store | None = None,
     ) -> None:
         if isinstance(fields, Mapping):
-            _refuse_reserved(fields)
+            refuse_reserved(fields)
         if not isinstance(shards, str | os.PathLike | Dataset):
             shards = list(shards)
         self._shards = shards
@@ -344,18 +321,3 @@ class IterableDataset(torch.utils.data.IterableDataset[Any]):
 
     def _global_batch(self) -> int:
         return int(self._options["batch_size"]) * self._place()[1]
-
-
-def _tensor(column: Any) -> Any:
-    if isinstance(column, Ragged):
-        return RaggedTensor(torch.from_numpy(column.data), torch.from_numpy(column.offsets))
-    return torch.from_numpy(column) if isinstance(column, np.ndarray) else column
-
-
-def _refuse_reserved(names: Iterable[str]) -> None:
-    for name in names:
-        if name in _RESERVED:
-            raise ValueError(
-                f"fields: {name!r} is a key that every batch has in torch, expected another name; "
-                "rename the field"
-            )
