@@ -24,8 +24,8 @@ class Pump(Generic[T]):
         make: Called again and again, in the thread only. What it raises, `take()` raises in its
             place; then the pump is over.
         room: Most that is made, or in the making, and not yet taken.
-        patient: An error of this class counts only if somebody waited for the result; otherwise
-            `make` is called again.
+        patient: An error of this class counts only if somebody waited for the result from the
+            start; otherwise `make` is called again.
         interrupt: May be called from any thread, to make a `make` that waits return or raise.
     """
 
@@ -84,10 +84,11 @@ class Pump(Generic[T]):
 
     def _run(self) -> None:
         while self._wait_for_room():
+            awaited = self._awaited
             try:
                 made = self._make()
             except BaseException as error:
-                if isinstance(error, self._patient) and not self._awaited:
+                if isinstance(error, self._patient) and not awaited:
                     continue
                 self._fail(error)
                 return

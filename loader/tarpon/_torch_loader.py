@@ -124,6 +124,7 @@ class TorchLoader:
         self._wait_s = 0.0
         self._started: float | None = None
         self._using = threading.Lock()
+        self._pid = os.getpid()  # -1: closed
         self._final: dict[str, Any] | None = None  # stats(), once closed
 
     # ---- iteration ---------------------------------------------------------------------------
@@ -243,10 +244,11 @@ class TorchLoader:
 
     def close(self) -> None:
         """Stop the thread and close the loader. Batches handed over stay valid. Safe to repeat."""
-        if self._final is None:
-            self._stop()
+        self._stop()
+        if os.getpid() == self._pid:
             self._final = self.stats()
-            self._loader.close()
+        self._loader.close()
+        self._pid = -1
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +290,7 @@ class TorchLoader:
         self._loader.load_state_dict(self._state)
 
     def _check_usable(self) -> None:
-        if self._final is not None:
+        if self._pid == -1:
             raise ValueError("the loader is closed")
         self._loader._check_usable()
 
