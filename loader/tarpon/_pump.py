@@ -41,7 +41,8 @@ class Pump(Generic[T]):
         self._patient, self._interrupt = patient, interrupt
         self._made: deque[T] = deque()
         self._error: BaseException | None = None
-        self._awaited = False
+        self._awaited = False  # somebody is inside take()
+        self._urgent = False  # and waits for what is being made
         self._stopped = False
         self._changed = threading.Condition()
         self._pid = os.getpid()
@@ -84,11 +85,10 @@ class Pump(Generic[T]):
 
     def _run(self) -> None:
         while self._wait_for_room():
-            awaited = self._awaited
             try:
                 made = self._make()
             except BaseException as error:
-                if isinstance(error, self._patient) and not awaited:
+                if isinstance(error, self._patient) and not self._urgent:
                     continue
                 self._fail(error)
                 return
@@ -101,6 +101,8 @@ class Pump(Generic[T]):
         with self._changed:
             while not self._stopped and len(self._made) >= self._room:
                 self._changed.wait()
+            # Who was served already, and has not woken up yet, does not wait for the next one.
+            self._urgent = self._awaited and not self._made
             return not self._stopped
 
     def _fail(self, error: BaseException) -> None:

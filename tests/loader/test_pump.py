@@ -83,14 +83,13 @@ def test_an_error_that_needs_patience_counts_only_when_somebody_waits(
     assert enough.wait(60)
     assert it.take() == 50
 
-    tries, begun, go = 0, threading.Event(), threading.Event()
+    begun, go = threading.Event(), threading.Event()
+    numbers = iter(range(1, 100))
 
     def late() -> int:
-        nonlocal tries
-        tries += 1
         begun.set()
         go.wait()
-        raise LateError(f"{tries} tries")
+        raise LateError(f"{next(numbers)} tries")
 
     it = pump(late, 1)
     stopped.append(it)
@@ -100,6 +99,27 @@ def test_an_error_that_needs_patience_counts_only_when_somebody_waits(
     with pytest.raises(LateError, match="2 tries"):  # the first began before anybody waited
         it.take()
     watcher.join()
+
+
+def test_who_was_served_and_has_not_woken_up_waits_for_nothing_more(
+    stopped: list[Pump[Any]],
+) -> None:
+    go, numbers = threading.Event(), iter(range(100))
+
+    def make() -> int:
+        go.wait()
+        number = next(numbers)
+        if 0 < number < 20:
+            raise LateError("nobody waits for the second")
+        return number
+
+    it = pump(make, 2)
+    stopped.append(it)
+    it._awaited = True  # as take() leaves it between being notified and waking up
+    go.set()
+    _until(lambda: it.ready() == 2)
+    it._awaited = False
+    assert [it.take(), it.take()] == [0, 20]
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ import gc
 import inspect
 import json
 import os
+import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,8 +58,12 @@ def indices(batches: Any) -> list[list[int]]:
 
 def settle(loader: TorchLoader) -> None:
     """Wait until the prefetch is full."""
-    while loader.stats()["prefetched"] < loader._prefetch:
-        pass
+    until(lambda: loader.stats()["prefetched"] >= loader._prefetch)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.001)
 
 
 # ---- the stream ------------------------------------------------------------------------------
@@ -379,8 +384,8 @@ def test_on_the_cpu_nothing_is_copied_and_memory_comes_back(
     kept = batch["image"].clone()
     assert loader.stats()["held_bytes"] >= 6 * kept.nbytes
     loader.set_epoch(8)  # drops what was prefetched
-    while not 0 < loader.stats()["held_bytes"] < 2 * kept.nbytes:
-        pass  # threads finish what they had begun
+    # Threads finish what they had begun.
+    until(lambda: 0 < loader.stats()["held_bytes"] < 2 * kept.nbytes)
     assert torch.equal(batch["image"], kept)
     del batch  # the view was what held the slab
     assert loader.stats()["held_bytes"] == 0
@@ -422,8 +427,7 @@ def test_a_pause_longer_than_the_timeout_is_no_failure(make: Callable[..., Torch
         original()
 
     loader._loader._cancel = count  # type: ignore[method-assign]
-    while tried < 3:  # the thread has waited in vain, three times, for memory that we hold
-        pass
+    until(lambda: tried >= 3)  # the thread has waited in vain for memory that we hold
     loader._loader._timeout_s = 600
     del held
     assert len(indices(loader)) == STEPS - 2
