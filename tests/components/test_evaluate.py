@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from components import loading, manifest
+from components import loading, logged_model, manifest
 from components import tracking as mlflow_seam
 from components.evaluate import __main__ as command
 from components.evaluate import run
@@ -199,7 +199,7 @@ def test_a_failed_load_tells_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(mlflow.models, "get_model_info", refuse)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:secret@host")
     with pytest.raises(mlflow_seam.TrackingError, match=r"from http://host .*http://host/api") as e:
-        run._load("models:/m-1")
+        logged_model.load("models:/m-1")
     assert "secret" not in str(e.value)
 
 
