@@ -84,7 +84,7 @@ def load(asked: str) -> LoggedModel:
             f"{asked}: cannot be loaded from {without_secrets(mlflow.get_tracking_uri())} "
             f"({without_secrets(str(error))}); check MLFLOW_TRACKING_URI, or train again"
         ) from error
-    if "classes" not in about or "image_size" not in about:
+    if not (about.get("classes") and about.get("image_size")):
         raise ModelMismatchError(
             f"{asked}: found no classes and image_size in its metadata, expected a model "
             "logged by the train step"

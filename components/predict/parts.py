@@ -89,14 +89,18 @@ class Plan:
         return Plan(**theirs)
 
     def schema(self) -> pa.Schema:
-        """One row per sample, in the dataset's order; scores are null where `error` is not."""
+        """One row per sample, in the dataset's order; scores are null where `error` is not.
+
+        `probabilities` has one number per class, but no fixed size: pyarrow cannot read those
+        back from Parquet where some are null.
+        """
         columns = [
             ("key", pa.string()),
             ("shard", pa.string()),
             ("index", pa.int64()),
             ("predicted", pa.string()),
             ("probability", pa.float32()),
-            ("probabilities", pa.list_(pa.float32(), len(self.classes))),
+            ("probabilities", pa.list_(pa.float32())),
             ("error", pa.string()),
         ]
         about = json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
@@ -136,7 +140,9 @@ def write(store: Store, plan: Plan, part: int, rows: Rows) -> None:
     bad = np.array([error is not None for error in rows.errors])
     best = scores.argmax(1)
     classes = np.array(plan.classes, dtype=object)
-    flat = pa.array(scores.reshape(-1), pa.float32())
+    ends = np.cumsum(np.where(bad, 0, len(classes)))
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    flat = pa.array(scores[~bad].reshape(-1), pa.float32())
     first, end = plan.range(part)
     columns = [
         pa.array(rows.keys, pa.string()),
@@ -144,7 +150,7 @@ def write(store: Store, plan: Plan, part: int, rows: Rows) -> None:
         pa.array(np.arange(first, end)),
         pa.array(classes[best], pa.string(), mask=bad),
         pa.array(scores[np.arange(len(scores)), best], pa.float32(), mask=bad),
-        pa.FixedSizeListArray.from_arrays(flat, len(classes), mask=pa.array(bad)),
+        pa.ListArray.from_arrays(offsets, flat, mask=pa.array(bad)),
         pa.array(rows.errors, pa.string()),
     ]
     table = pa.Table.from_arrays(columns, schema=plan.schema())
