@@ -79,6 +79,11 @@ class App:
         self._body_timeout_s = body_timeout_s
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="tarpon-serve")
 
+    @property
+    def admitted(self) -> int:
+        """Requests that run or wait."""
+        return self._admitted
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
@@ -144,8 +149,8 @@ async def _send(send: Send, scope: Message, reply: Reply) -> None:
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-def serve(app: App, *, host: str, port: int) -> None:
-    """Answer until SIGTERM or Ctrl-C, then let what was accepted end."""
+def http_server(app: App, *, host: str, port: int) -> uvicorn.Server:
+    """What carries requests to the application; `run()` blocks until it is told to stop."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -159,9 +164,7 @@ def serve(app: App, *, host: str, port: int) -> None:
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    # uvicorn raises the signal once more when it is done, which would end us as if killed.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(config).run()
+    return uvicorn.Server(config)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -192,7 +195,9 @@ def main(arguments: list[str] | None = None) -> int:
         max_body_bytes=options.max_body_mb * 1024 * 1024,
     )
     _log.info("serving %s at http://%s:%d", handler.name, options.host, options.port)
-    serve(app, host=options.host, port=options.port)
+    # uvicorn raises the signal once more when it is done, which would end us as if killed.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    http_server(app, host=options.host, port=options.port).run()
     return 0
 
 
