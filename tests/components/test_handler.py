@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -44,11 +45,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def handler(model: str) -> Handler:
+def handler(model: str, empty_database: Path) -> Handler:
     made = Handler(model, name="colours", device="cpu", max_images=4, max_pixels=100_000)
+    before = mlflow.get_tracking_uri()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{model}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_database}")
         made.load()
+    mlflow.set_tracking_uri(before)
     return made
 
 
@@ -176,7 +179,7 @@ def test_what_it_says_of_itself(handler: Handler, model: str) -> None:
         (b"hello", "5 bytes that are no image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image, expected one of JPEG, PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image"),
-        (RED[:-200], "truncated"),
+        (RED[:-200], "Premature end of JPEG file"),
         (RED[:2], "no image"),
         (b"\xff\xd8\xff" + b"\0" * 100, "no image"),
         (claims(60_000, 60_000), "decompression bomb"),
@@ -340,6 +343,27 @@ def test_bodies_that_are_too_large_or_never_come(handler: Handler) -> None:
             client.sendall(head + promised % 100 + b"half")
         until(lambda: app.admitted == 0)
         assert ask(port)[0] == 200
+
+
+def test_the_example_asks_and_waits_where_it_is_told_to(handler: Handler, tmp_path: Path) -> None:
+    (tmp_path / "rose.jpg").write_bytes(RED)
+    (tmp_path / "notes.jpg").write_bytes(b"hello")
+    refusals = [503]
+
+    class Busy(server.App):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            self._most = 0 if refusals and refusals.pop() else 8
+            await super().__call__(scope, receive, send)
+
+    with serving(Busy(handler)) as port:
+        words = [sys.executable, "examples/ask_handler.py", f"http://127.0.0.1:{port}", "colours"]
+        rose, notes = str(tmp_path / "rose.jpg"), str(tmp_path / "notes.jpg")
+        good = subprocess.run([*words, rose, rose], cwd=ROOT, capture_output=True, text=True)
+        bad = subprocess.run([*words, rose, notes], cwd=ROOT, capture_output=True, text=True)
+    assert (good.returncode, refusals) == (0, [])
+    assert [line.split(" (")[0] for line in good.stdout.splitlines()] == [f"{rose}: red"] * 2
+    assert bad.returncode == 1
+    assert "400: image 1: found 5 bytes that are no image" in bad.stderr
 
 
 def test_our_own_bug_tells_nothing(handler: Handler, caplog: pytest.LogCaptureFixture) -> None:
