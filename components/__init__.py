@@ -7,6 +7,7 @@ lies beside them in this folder:
     what is asked   rules (what settings may be), code (which code this is)
     pictures        phash, duplicates, figures
     training data   loading (a version as batches)
+    trained models  logged_model (what an MLflow URI names)
     the outside     executor (KFP's protocol), tracking (MLflow), progress (a person)
 """
 

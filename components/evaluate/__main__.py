@@ -13,6 +13,7 @@ from tarpon import TarponError
 from components.evaluate import run
 from components.executor import ExecutorInputError, Task, confusion_metadata
 from components.loading import DeviceError, EmptySplitError
+from components.logged_model import ModelMismatchError
 from components.manifest import ManifestError
 from components.store import StoreError
 from components.tracking import TrackingError
@@ -22,10 +23,10 @@ EXPECTED = (
     EmptySplitError,
     ExecutorInputError,
     ManifestError,
+    ModelMismatchError,
     StoreError,
     TarponError,
     TrackingError,
-    run.ModelMismatchError,
 )
 """Errors whose message says all there is to say; any other one is our bug and keeps its trace."""
 

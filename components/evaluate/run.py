@@ -15,27 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import mlflow.pytorch
 import numpy as np
 import torch
-from mlflow.exceptions import MlflowException
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import nn
 
-from components import figures, loading, manifest, tracking
+from components import figures, loading, logged_model, manifest, tracking
+from components.logged_model import ModelMismatchError
 from components.manifest import Manifest
 from components.progress import track
 from components.report import Report
-from components.store import without_secrets
 
 _log = logging.getLogger(__name__)
 
 WORST = 24
 """Images in the grid of worst examples."""
-
-
-class ModelMismatchError(ValueError):
-    """The model and the dataset do not have the same classes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,21 +128,22 @@ def _score(
     version: Manifest, model_uri: str, *, batch_size: int, device: str, threads: int | None
 ) -> _Scores:
     """Run the model over the whole test split."""
-    network, classes, image_size = _load(model_uri)
-    if classes != list(version.classes):
+    model = logged_model.load(model_uri)
+    if model.classes != list(version.classes):
         raise ModelMismatchError(
-            f"{model_uri}: was trained on the classes {classes}, found {list(version.classes)} in "
-            f"{version.url}; evaluate it on a version with its own classes or train again"
+            f"{model_uri}: was trained on the classes {model.classes}, found "
+            f"{list(version.classes)} in {version.url}; evaluate it on a version with its own "
+            "classes or train again"
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    network = network.to(device)
+    network = model.network.to(device)
     keys: list[str] = []
     truth, predicted, total = [], [], 0.0
     worst: list[tuple[float, int, int, int, float, np.ndarray]] = []
     with (
         loading.evaluation_batches(
-            version, "test", batch_size=batch_size, image_size=image_size, threads=threads
+            version, "test", batch_size=batch_size, image_size=model.image_size, threads=threads
         ) as batches,
         torch.inference_mode(),
     ):
@@ -176,24 +171,6 @@ def _score(
         loss=total / len(keys),
         worst=sorted(rows, key=lambda row: -row[0]),
     )
-
-
-def _load(model_uri: str) -> tuple[nn.Module, list[str], int]:
-    """The network, its classes and the side of the images it takes."""
-    try:
-        about = mlflow.models.get_model_info(model_uri).metadata or {}
-        network = mlflow.pytorch.load_model(model_uri)
-    except (MlflowException, OSError) as error:
-        raise tracking.TrackingError(
-            f"{model_uri}: cannot be loaded from {without_secrets(mlflow.get_tracking_uri())} "
-            f"({without_secrets(str(error))}); check MLFLOW_TRACKING_URI, or train again"
-        ) from error
-    if "classes" not in about or "image_size" not in about:
-        raise ModelMismatchError(
-            f"{model_uri}: found no classes and image_size in its metadata, expected a model "
-            "logged by the train step"
-        )
-    return network, list(about["classes"]), int(about["image_size"])
 
 
 def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> EvaluateReport:
@@ -234,11 +211,10 @@ def _champion(client: mlflow.MlflowClient, name: str, report: EvaluateReport) ->
     champion = tracking.champion(client, name)
     if champion is None or champion.source == report.model_uri:
         return report
-    known = champion.tags.get(tracking.accuracy_tag(report.test_digest))
     return dataclasses.replace(
         report,
         champion_version=str(champion.version),
-        champion_accuracy=None if known is None else float(known),
+        champion_accuracy=logged_model.accuracy_of(champion, report.test_digest),
     )
 
 

@@ -5,10 +5,11 @@ lost: a model that fails the gate is a registered version too, with the reason o
 
 | what was found                                             | alias        |
 |------------------------------------------------------------|--------------|
-| accuracy below `min_accuracy`                              | none         |
-| no champion yet                                            | `champion`   |
+| accuracy below `min_accuracy`, or no number of 0 to 1      | none         |
+| no champion yet, or its model was deleted                  | `champion`   |
 | accuracy >= the champion's on the same samples + `margin`  | `champion`   |
 | less than that                                             | `challenger` |
+| the champion is of other classes: a person has to choose   | `challenger` |
 | the champion was not measured on the same samples          | `challenger` |
 """
 
@@ -24,7 +25,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from components import manifest, tracking
+from components import logged_model, manifest, tracking
 from components.report import Report
 from components.store import without_secrets
 
@@ -98,14 +99,14 @@ def register(
     number = str(found.version)
     for key in tags.keys() - {key for key, value in found.tags.items() if tags.get(key) == value}:
         client.set_model_version_tag(name, number, key, tags[key])
-    champion = tracking.champion(client, name)
     alias, reason = decide(
         accuracy=accuracy,
         test_digest=digest,
         min_accuracy=min_accuracy,
         margin=margin,
-        champion=champion,
+        champion=_champion(client, name),
         model_uri=model_uri,
+        classes=list(version.classes),
     )
     _set_alias(client, name, number, alias)
     client.update_model_version(name, number, description=reason)
@@ -121,33 +122,73 @@ def register(
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Champion:
+    """The registered version that a new model has to beat.
+
+    Args:
+        deleted: Its model is no more.
+        classes: What it tells apart; None where that cannot be known.
+    """
+
+    version: ModelVersion
+    deleted: bool = False
+    classes: list[str] | None = None
+
+
+def _champion(client: mlflow.MlflowClient, name: str) -> Champion | None:
+    version = tracking.champion(client, name)
+    if version is None:
+        return None
+    if logged_model.is_deleted(client, version):
+        return Champion(version=version, deleted=True)
+    return Champion(version=version, classes=logged_model.classes_of(str(version.source)))
+
+
 def decide(
     *,
     accuracy: float,
     test_digest: str,
     min_accuracy: float,
     margin: float,
-    champion: ModelVersion | None,
+    champion: Champion | None,
     model_uri: str,
+    classes: list[str],
 ) -> tuple[str, str]:
     """The alias and the reason; touches nothing."""
+    if not 0 <= accuracy <= 1:
+        return NONE, f"refused: accuracy {accuracy} is no number of 0 to 1; evaluate it again"
     if accuracy < min_accuracy:
         return NONE, f"refused: accuracy {accuracy:.4f} is below min_accuracy {min_accuracy:.4f}"
     if champion is None:
         return CHAMPION, f"champion: the first model, accuracy {accuracy:.4f}"
-    if champion.source == model_uri:
+    if champion.version.source == model_uri:
         return CHAMPION, f"champion: it is already, accuracy {accuracy:.4f}"
-    known = champion.tags.get(tracking.accuracy_tag(test_digest))
-    who = f"champion version {champion.version}"
+    who = f"champion version {champion.version.version}"
+    if champion.deleted:
+        return CHAMPION, f"champion: accuracy {accuracy:.4f}; the model of {who} was deleted"
+    if champion.classes is not None and champion.classes != classes:
+        return CHALLENGER, (
+            f"challenger: {who} tells apart {_some(champion.classes)}, this one {_some(classes)}; "
+            "no test set measures both: give it the alias champion by hand, or set register.name "
+            "to another name"
+        )
+    known = logged_model.accuracy_of(champion.version, test_digest)
     if known is None:
         return CHALLENGER, (
             f"challenger: {who} was not measured on the test samples {test_digest[:16]}; run "
             "evaluate with --champion-of, then register again"
         )
-    facts = f"accuracy {accuracy:.4f} against {float(known):.4f} of {who}, margin {margin:.4f}"
-    if accuracy >= float(known) + margin:
+    facts = f"accuracy {accuracy:.4f} against {known:.4f} of {who}, margin {margin:.4f}"
+    if accuracy >= known + margin:
         return CHAMPION, f"champion: {facts}"
     return CHALLENGER, f"challenger: {facts}"
+
+
+def _some(classes: list[str]) -> str:
+    """Class names for a sentence; a description in MLflow has no room for a thousand."""
+    rest = f", ... {len(classes)} in all" if len(classes) > 8 else ""
+    return f"[{', '.join(classes[:8])}{rest}]"
 
 
 def _digest_of(client: mlflow.MlflowClient, run_id: str) -> str:

@@ -11,12 +11,12 @@ import mlflow
 import numpy as np
 import pytest
 
-from components import loading, manifest
+from components import loading, logged_model, manifest
 from components import tracking as mlflow_seam
 from components.evaluate import __main__ as command
 from components.evaluate import run
 from components.register import run as gate
-from tests.components import blobs
+from tests.components import blobs, colours
 from tests.components.conftest import Trained
 
 pytestmark = pytest.mark.slow  # a few seconds each, and many
@@ -158,6 +158,19 @@ def test_a_champion_that_cannot_be_measured_is_passed_over_and_said(
     assert "/gone: cannot be loaded from" in report.champion_note
 
 
+def test_a_champion_of_other_classes_is_passed_over_and_said(
+    copy_of_trained: Trained, tmp_path: Path
+) -> None:
+    client = client_of(copy_of_trained)
+    other = colours.save(tmp_path / "other", classes=["cat", "dog", "owl"])
+    client.create_registered_model("blobs")
+    client.create_model_version("blobs", other)
+    client.set_registered_model_alias("blobs", "champion", "1")
+    report = evaluate(copy_of_trained, champion_of="blobs")
+    assert (report.champion_version, report.champion_accuracy) == ("", None)
+    assert "was trained on the classes ['cat', 'dog', 'owl']" in report.champion_note
+
+
 def test_kfp_gets_metrics_and_the_confusion_matrix(
     copy_of_trained: Trained, tmp_path: Path
 ) -> None:
@@ -199,7 +212,7 @@ def test_a_failed_load_tells_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(mlflow.models, "get_model_info", refuse)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:secret@host")
     with pytest.raises(mlflow_seam.TrackingError, match=r"from http://host .*http://host/api") as e:
-        run._load("models:/m-1")
+        logged_model.load("models:/m-1")
     assert "secret" not in str(e.value)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from components import logged_model
 from components import tracking as mlflow_seam
 from components.register import run
 from components.register.component import register as component
@@ -102,6 +103,61 @@ def test_a_champion_of_other_test_samples_cannot_be_beaten_unseen(
     assert f"version 1 was not measured on the test samples {DIGEST[:16]}" in report.reason
     client.set_model_version_tag("blobs", "1", mlflow_seam.accuracy_tag(DIGEST), "0.7")
     assert register(client, url, 0.99).alias == "champion"
+
+
+def test_a_champion_whose_model_was_deleted_protects_nothing(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    first = logged(client)
+    register(client, url, 0.9, **first)
+    client.delete_logged_model(mlflow_seam.model_id_of(first["model_uri"]))
+    assert register(client, url, 0.6, min_accuracy=0.8).alias == "none"
+    report = register(client, url, 0.85, min_accuracy=0.8)
+    assert (report.version, report.alias) == ("3", "champion")
+    assert report.reason == (
+        "champion: accuracy 0.8500; the model of champion version 1 was deleted"
+    )
+    client.delete_model_version("blobs", "3")  # and its alias with it
+    assert register(client, url, 0.5).reason == "champion: the first model, accuracy 0.5000"
+
+
+def test_a_champion_of_other_classes_is_left_to_a_person(
+    client: mlflow.MlflowClient, url: str, tmp_path: Path
+) -> None:
+    def champion(classes: list[str]) -> None:
+        folder = tmp_path / str(len(classes))
+        folder.mkdir()
+        mlflow.models.Model(metadata={"classes": classes}).save(str(folder / "MLmodel"))
+        made = client.create_model_version("blobs", str(folder))
+        client.set_model_version_tag("blobs", made.version, mlflow_seam.accuracy_tag(DIGEST), "0.1")
+        client.set_registered_model_alias("blobs", "champion", made.version)
+
+    client.create_registered_model("blobs")
+    champion([f"kind{n}" for n in range(1000)])
+    report = register(client, url, 0.99)
+    assert report.alias == "challenger"
+    assert "champion version 1 tells apart [kind0, kind1, " in report.reason
+    assert "kind7, ... 1000 in all], this one [blue, green, red]; no test set" in report.reason
+    champion(list(blobs.CLASSES))
+    assert register(client, url, 0.99).alias == "champion"
+
+
+def test_an_accuracy_that_is_none_is_not_compared_with(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    register(client, url, 0.5)
+    tag = mlflow_seam.accuracy_tag(DIGEST)
+    client.set_model_version_tag("blobs", "1", tag, "great")
+    report = register(client, url, 0.9)
+    assert (report.alias, "was not measured on" in report.reason) == ("challenger", True)
+    for noted, known in {"nan": None, "7": None, "": None, "0.25": 0.25}.items():
+        assert logged_model.accuracy_of(SimpleNamespace(tags={tag: noted}), DIGEST) == known
+
+
+def test_an_accuracy_that_is_none_is_refused(client: mlflow.MlflowClient, url: str) -> None:
+    report = register(client, url, float("nan"))
+    assert (report.alias, aliases(client)) == ("none", {})
+    assert report.reason.startswith("refused: accuracy nan is no number of 0 to 1")
 
 
 def test_the_same_model_twice_is_one_version(client: mlflow.MlflowClient, url: str) -> None:
