@@ -284,7 +284,8 @@ class Trainer:
         return (
             f"train: the {what} became {value} at step {outcome.step} (epoch {self.epoch + 1}), "
             f"expected a finite number; sample keys {keys}{more}; lower train.lr, set "
-            "train.clip_norm or look at these samples; nothing was saved since, the last checkpoint is kept"
+            "train.clip_norm or look at these samples; nothing was saved since: the last "
+            "checkpoint is kept"
         )
 
     # ---- ends of epochs, checkpoints, stops ------------------------------------------------------

@@ -15,13 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlflow
-import mlflow.pytorch
-import numpy as np
 import tarpon
 import torch
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
-from torch import nn
 
 from components import figures, loading, manifest, tracking
 from components.manifest import Manifest
@@ -333,7 +328,7 @@ class _Training:
         client = mlflow.MlflowClient()
         client.log_figure(run_id, figures.curves(trainer.history), "curves.png")
         start = time.monotonic()
-        model_uri = self._log_model(trainer.model, trainer.step)
+        model_uri = self._log_model(trainer)
         _log.info("model logged as %s in %.1f s", model_uri, time.monotonic() - start)
         last = trainer.history[-1]
         return TrainReport(
@@ -352,38 +347,9 @@ class _Training:
             resumed_from_step=resumed_from,
         )
 
-    def _log_model(self, network: nn.Module, step: int) -> str:
-        """The model as MLflow serves it: an exported graph on the CPU that needs none of our code.
+    def _log_model(self, trainer: Trainer) -> str:
+        # Imported when there is a model: it imports Lightning where that is installed, seconds
+        # that would stand before the first step.
+        from components.train.export import log_model
 
-        Input `float32[batch, 3, S, S]`, RGB, 0..255; output `float32[batch, classes]`, logits.
-        Requirements are given, not inferred: MLflow would start subprocesses to find them.
-        """
-        size, classes = self.settings.image_size, list(self.version.classes)
-        trained, network = network, build_model(self.settings.model, len(classes))
-        network.load_state_dict(trained.state_dict())  # neither compiled nor channels last
-        network.eval()
-        float32 = np.dtype("float32")
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(float32, (-1, 3, size, size))]),
-            outputs=Schema([TensorSpec(float32, (-1, len(classes)))]),
-        )
-        about = {
-            "classes": classes,
-            "image_size": size,
-            "input": "float32 NCHW, RGB, 0..255, resized to image_size; normalised by the model",
-            "dataset_digest": self.version.digest,
-        }
-        info = mlflow.pytorch.log_model(
-            network,
-            name="model",
-            signature=signature,
-            input_example=np.zeros((2, 3, size, size), np.float32),
-            pip_requirements=[
-                f"torch=={torch.__version__.split('+')[0]}",
-                f"numpy=={np.__version__}",
-            ],
-            metadata=about,
-            tags={"dataset.digest": self.version.digest},
-            step=step,
-        )
-        return str(info.model_uri)
+        return log_model(trainer.model, self.version, self.settings, trainer.step)
