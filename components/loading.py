@@ -6,6 +6,7 @@ Shared by the steps that read shards. No torch in here: batches are numpy arrays
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import tarpon
 from tarpon.fields import IMAGE_EXTENSIONS
@@ -74,34 +75,65 @@ def require_proof(manifest: Manifest) -> None:
 
 
 def train_batches(
-    manifest: Manifest, *, batch_size: int, image_size: int, seed: int, threads: int | None
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    threads: int | None,
+    rank: int = 0,
+    world_size: int = 1,
+    raw: bool = False,
 ) -> tarpon.Loader:
     """Shuffled, randomly cropped and flipped batches of the train split, whole batches only.
 
+    Args:
+        batch_size: Of this rank.
+        raw: Hand over the encoded images, for DALI to decode.
+
     Raises:
-        EmptySplitError: Fewer samples than one batch.
+        EmptySplitError: Fewer samples than one batch of all ranks.
     """
-    samples = split_samples(manifest, "train")
-    if samples < batch_size:
+    samples, wanted = split_samples(manifest, "train"), batch_size * world_size
+    if samples < wanted:
         raise EmptySplitError(
             f"{manifest.url}: the train split has {samples} samples, expected at least one batch "
-            f"of {batch_size}; lower train.batch_size or add data"
+            f"of {wanted}; lower train.batch_size or add data"
         )
     crop = tarpon.RandomResizedCrop(image_size, ext=IMAGE_EXTENSIONS)
     return tarpon.Loader(
         manifest.shards_url("train"),
         batch_size=batch_size,
-        fields={"image": crop, "label": tarpon.Int("cls")},
+        fields={
+            "image": tarpon.Raw(IMAGE_EXTENSIONS) if raw else crop,
+            "label": tarpon.Int("cls"),
+        },
         shuffle=True,
         seed=seed,
         threads=threads,
+        rank=rank,
+        world_size=world_size,
     )
 
 
 def evaluation_batches(
-    manifest: Manifest, split: str, *, batch_size: int, image_size: int, threads: int | None = None
+    manifest: Manifest,
+    split: str,
+    *,
+    batch_size: int,
+    image_size: int,
+    threads: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    last: Literal["keep", "pad"] = "keep",
+    raw: bool = False,
 ) -> tarpon.Loader:
-    """Every sample of a split once, in order, centre crop; the last batch may be short.
+    """Every sample of a split once, in order, centre crop.
+
+    Args:
+        batch_size: Of this rank.
+        last: The last batch may be short, or is filled up with what `valid` marks.
+        raw: Hand over the encoded images, for DALI to decode.
 
     Raises:
         EmptySplitError: The split has no samples.
@@ -111,16 +143,19 @@ def evaluation_batches(
             f"{manifest.url}: the {split} split has no samples, expected at least one; raise its "
             "share in split.fractions or add data"
         )
+    crop = tarpon.CenterCrop(image_size, ext=IMAGE_EXTENSIONS)
     return tarpon.Loader(
         manifest.shards_url(split),
         batch_size=batch_size,
         fields={
-            "image": tarpon.CenterCrop(image_size, ext=IMAGE_EXTENSIONS),
+            "image": tarpon.Raw(IMAGE_EXTENSIONS) if raw else crop,
             "label": tarpon.Int("cls"),
         },
         shuffle=False,
-        last="keep",
+        last=last,
         threads=threads,
+        rank=rank,
+        world_size=world_size,
     )
 
 

@@ -172,22 +172,37 @@ class Train:
     epochs: int = _key("passes over the train split", example="12")
     batch_size: int = _key("samples per optimiser step", example="64")
     image_size: int = _key("side of the square the model sees, pixels", example="64")
-    lr: float = _key("peak learning rate of AdamW", example="3e-3")
+    lr: float = _key("peak learning rate", example="3e-3")
     seed: int = _key("fixes weights, order and augmentation")
     model: str = _key("convnet, or a name of torchvision.models where that is installed")
     device: str = _key("auto (a GPU when there is one), cpu, cuda or cuda:<n>")
-    weight_decay: float = _key("AdamW's weight decay")
+    processes: int | None = _key(
+        "processes that train together, one per device; null: one per visible GPU, one on the CPU"
+    )
+    precision: str = _key("auto (bfloat16 on a GPU that has it), float32 or bfloat16")
+    compile: bool = _key("compile the model with torch.compile")
+    optimizer: str = _key("adamw or sgd")
+    momentum: float = _key("momentum of sgd")
+    weight_decay: float = _key("weight decay of filters and matrices")
     warmup_epochs: float = _key("epochs over which the learning rate rises to its peak")
+    cosine: bool = _key("the learning rate falls to zero along a cosine; false: it stays")
     label_smoothing: float = _key("share of the target spread over all classes")
-    threads: int | None = _key("decoding threads; null means one per core")
+    ema_decay: float = _key(
+        "decay of the weights' running average, which is then what is judged and logged; 0: none"
+    )
+    accumulate: int = _key("parts that each process works off one by one for one optimiser step")
+    clip_norm: float | None = _key("largest norm of the gradient; null: any", example="1.0")
+    mixup_alpha: float = _key("mixup: shares are drawn from Beta(alpha, alpha); 0: off")
+    cutmix_alpha: float = _key("cutmix: areas are drawn from Beta(alpha, alpha); 0: off")
+    augment: str | None = _key("trivial, rand or auto, by DALI only; null: crop and flip alone")
+    loader: str = _key("auto (dali on a GPU where it is installed, else tarpon), tarpon or dali")
+    threads: int | None = _key("threads that decode, and torch's; null: one per core")
     checkpoint_every_s: float = _key("seconds between checkpoints inside an epoch")
+    keep_checkpoints: int = _key("so many of the newest are kept")
     allow_unproven: bool = _key("train on a version whose leakage proof is missing or failed")
     fresh: bool = _key("start over where a finished or interrupted training could go on")
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_every_s"):
-            value = getattr(self, name)
-            _check(math.isfinite(value), f"train.{name}", value, "a finite number", "lower it")
         _obey(rules.check_device, self.device)
         try:
             Settings(**{item.name: getattr(self, item.name) for item in fields(Settings)})

@@ -1,107 +1,88 @@
 """`python -m components.train`: by hand with options, or by KFP with --executor-input.
 
 Exit codes: 0 trained; 1 an error, named on the last line; 130 Ctrl-C and 143 SIGTERM, both after
-a checkpoint was saved: the same command goes on from it.
+a checkpoint was saved: the same command goes on from it. With several processes they are those of
+the ranks, 128 + n where signal n ended one.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
+import os
 import sys
-from typing import Any
-
-from tarpon import TarponError
+import time
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from components.executor import ExecutorInputError, Task
-from components.loading import DeviceError, EmptySplitError, OneClassError, UnprovenDatasetError
-from components.manifest import ManifestError
-from components.store import Store, StoreError
-from components.tracking import TrackingError
-from components.train import run
-from components.train.loop import NonFiniteLossError, StopRequested
-from components.train.model import UnknownModelError
+from components.train import launch
 from components.train.settings import Settings, SettingsError
+from components.train.stop import EXIT_CODES, StopRequested
 
-CODES = {"SIGINT": 130, "SIGTERM": 143}
-
-EXPECTED = (
-    DeviceError,
-    EmptySplitError,
-    ExecutorInputError,
-    ManifestError,
-    NonFiniteLossError,
-    OneClassError,
-    SettingsError,
-    StoreError,
-    TarponError,
-    TrackingError,
-    UnknownModelError,
-    UnprovenDatasetError,
-)
-"""Errors whose message says all there is to say; any other one is our bug and keeps its trace."""
+BEGAN = "TARPON_TRAIN_BEGAN_S"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if first else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     options = _parser().parse_args(arguments)
     try:
-        if options.executor_input is not None:
-            run_task(Task.from_json(options.executor_input))
-        else:
-            print(_by_hand(options).to_json())
+        task, given = _what_is_asked(options)
+        processes = launch.processes_wanted(Settings(**given))
+        if processes > 1:
+            os.environ[BEGAN] = repr(_began_s())
+            return launch.launch(arguments, processes)
+        launch.die_with_launcher()
+        return _work(task, options, given)
     except StopRequested as stop:
-        print(f"train: {stop}", file=sys.stderr)
-        return CODES[stop.signal_name]
-    except EXPECTED as error:
+        if first:
+            print(f"train: {stop}", file=sys.stderr)
+        return EXIT_CODES[stop.signal_name]
+    except (ExecutorInputError, SettingsError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
-def run_task(task: Task) -> run.TrainReport:
-    """Do one KFP task: `config` and `dataset` in; `model`, `metrics` and `run_id` out."""
-    config = task.config()
-    pointer = json.loads(task.input_path("dataset").read_text(encoding="utf-8"))
-    output = Store(config["store"]["root"]).url(config["data"]["name"], "checkpoints")
-    experiment = config["mlflow"]["experiment"]
-    report = run.train(
-        pointer["dataset_url"],
-        output=output,
-        experiment=experiment,
-        config=config,
-        **config["train"],
-    )
-    report.write(task.output_path("model"))
-    task.set_metadata("model", report.summary())
-    metrics = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_s")
-    found = {name: getattr(report, name) for name in metrics}
-    task.set_metadata("metrics", {name: v for name, v in found.items() if v is not None})
-    task.set_parameter("run_id", report.run_id)
-    task.finish()
-    return report
+def _what_is_asked(options: argparse.Namespace) -> tuple[Task | None, dict[str, Any]]:
+    """The KFP task, if it is one, and the settings of the training."""
+    names = [field.name for field in dataclasses.fields(Settings)]
+    if options.executor_input is None:
+        if options.dataset is None or options.output is None:
+            _parser().error("give --dataset and --output, or --executor-input")
+        return None, {name: getattr(options, name) for name in names}
+    task = Task.from_json(options.executor_input)
+    section = task.config()["train"]
+    return task, {name: section[name] for name in names if name in section}
 
 
-def _by_hand(options: argparse.Namespace) -> run.TrainReport:
-    if options.dataset is None or options.output is None:
-        _parser().error("give --dataset and --output, or --executor-input")
-    given = vars(options)
-    settings = {field.name: given[field.name] for field in dataclasses.fields(Settings)}
-    return run.train(
-        options.dataset,
-        output=options.output,
-        experiment=options.experiment,
-        allow_unproven=options.allow_unproven,
-        fresh=options.fresh,
-        **settings,
-    )
+def _work(task: Task | None, options: argparse.Namespace, given: dict[str, Any]) -> int:
+    """Train in this process, be it the only one or one rank."""
+    from components.train import command  # torch and MLflow, which a launcher does without
+
+    began_s = float(os.environ.get(BEGAN) or _began_s())
+    return command.work(task, options, given, began_s=began_s)
+
+
+def _began_s() -> float:
+    """When this process was started, in seconds since the epoch."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    up_s = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - up_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m components.train", description=run.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m components.train",
+        description="Train a classifier on a published dataset version; one MLflow run per "
+        "training. Killed at any instant, the same command goes on from the last checkpoint.",
+        epilog="Every option is explained in components/train/settings.py and by "
+        "`python -m pipelines --help`, under train.<name>.",
+    )
     parser.add_argument("--executor-input", metavar="JSON", help="what KFP's launcher passes")
     parser.add_argument("--dataset", metavar="URL", help="folder of a published dataset version")
     parser.add_argument(
@@ -110,17 +91,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiment", default="tarpon", help="MLflow experiment (%(default)s)")
     parser.add_argument("--allow-unproven", action="store_true", help="accept a missing proof")
     parser.add_argument("--fresh", action="store_true", help="begin again, drop the checkpoints")
-    kinds: dict[str, Any] = {"model": str, "device": str}
-    kinds |= dict.fromkeys(("epochs", "batch_size", "image_size", "seed", "threads"), int)
+    hints = get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
-            type=kinds.get(field.name, float),
+            type=_reader(hints[field.name]),
             default=field.default,
             metavar=field.name.upper(),
             help="default: %(default)s",
         )
     return parser
+
+
+def _reader(kind: Any) -> Any:
+    """How one setting's text is read: `null` where it may be left out, true or false, a number."""
+    kinds = set(getattr(kind, "__args__", (kind,)))
+    (plain,) = kinds - {type(None)}
+
+    def read(text: str) -> Any:
+        if text in ("null", "None") and type(None) in kinds:
+            return None
+        if plain is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return plain(text)
+
+    read.__name__ = plain.__name__  # argparse names it: invalid int value
+    return read
 
 
 if __name__ == "__main__":

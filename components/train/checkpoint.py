@@ -1,4 +1,4 @@
-"""Checkpoints of one training: whole or absent, newest two kept.
+"""Checkpoints of one training: whole or absent, the newest few kept, written in the background.
 
 This module does not know what is in one beyond tensors and plain values.
 """
@@ -10,70 +10,148 @@ import io
 import logging
 import os
 import re
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
 
 import torch
 
 from components.store import Store
 
-KEEP = 2
-"""How many are kept: should the newest turn out damaged, there is the one before."""
-
 _NAME = re.compile(r"^checkpoint-(\d{9})\.pt$")
 _log = logging.getLogger(__name__)
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint of another network or other classes; the message names both."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class State:
     """Everything a training needs to go on as if nothing had happened.
 
+    Random numbers are not in it: every step seeds its own from the training's seed and its number.
+    Nor is the learning rate, which follows from the step.
+
     Args:
         run_id: The MLflow run that this training logs to.
+        classes: What the network's outputs mean.
         epoch: The epoch the next step belongs to.
         step: Optimiser steps taken so far, over all epochs.
         sums: What the running epoch has added up so far; empty between epochs.
         history: One row of metrics per finished epoch.
         model, optimizer: Their state dicts.
-        loader: The train loader's state dict.
-        rng: Torch's random states, by device.
+        average: That of the weights' running average; None without one.
+        loader: The train stream's state dict.
     """
 
     run_id: str
+    classes: list[str]
     epoch: int
     step: int
     sums: dict[str, float]
     history: list[dict[str, float]]
     model: dict[str, Any]
+    average: dict[str, Any] | None
     optimizer: dict[str, Any]
     loader: dict[str, Any]
-    rng: dict[str, Any]
+
+    def require_classes(self, classes: list[str], where: str) -> None:
+        """Refuse to go on with other classes than those it was trained on.
+
+        Raises:
+            CheckpointMismatchError: Names how many, and the first that differs.
+        """
+        if self.classes == classes:
+            return
+        pairs = zip([*self.classes, None], [*classes, None], strict=False)
+        mine, other = next(pair for pair in pairs if pair[0] != pair[1])
+        raise CheckpointMismatchError(
+            f"{where}: found a checkpoint of {len(self.classes)} classes, expected the "
+            f"{len(classes)} of the dataset; the first that differs is {mine!r} against {other!r}; "
+            "set train.fresh=true to begin again, or choose another output"
+        )
 
 
 class Checkpoints:
-    """The checkpoints in one folder, local or on S3, named by the step they were taken after."""
+    """The checkpoints in one folder, local or on S3, named by the step they were taken after.
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    `save` copies and returns; one thread writes, one checkpoint at a time. Leaving the `with`
+    block waits for it.
+
+    Args:
+        keep: The newest so many stay: should the newest turn out damaged, there is the one before.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
         self._store = Store(folder)
+        self._keep = keep
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if kind is None:
+                raise
+            _log.exception("the last checkpoint was not written")  # beside what ended the training
+        finally:
+            self._writer.shutdown()
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is still being written."""
+        return self._writing is not None and not self._writing.done()
 
     def save(self, state: State) -> str:
-        """Write one atomically, then drop all but the newest `KEEP`; returns its URL."""
+        """Have one written, atomically, then drop all but the newest; returns its URL.
+
+        Tensors are copied before this returns. Waits for the one before, if it is not written yet.
+
+        Raises:
+            StoreError: The one before could not be written.
+        """
+        self.wait()
         name = f"checkpoint-{state.step:09d}.pt"
-        with self._store.open_temp(name) as file:
-            torch.save({f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, file)
-        for old in self._newest_first()[KEEP:]:
-            self._store.remove(old)
+        fields = {f.name: _copied(getattr(state, f.name)) for f in dataclasses.fields(state)}
+        self._writing = self._writer.submit(self._write, name, fields)
         return self._store.url(name)
 
-    def load_newest(self) -> State | None:
-        """The newest one that can be read; a damaged one is named in the log and passed over.
+    def wait(self) -> None:
+        """Wait for the one being written.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, name: str, fields: dict[str, Any]) -> None:
+        with self._store.open_temp(name) as file:
+            torch.save(fields, file)
+        for old in self._newest_first()[self._keep :]:
+            self._store.remove(old)
+
+    def load(self, name: str) -> State:
+        """One of them by its name; tensors on the CPU."""
+        data = io.BytesIO(self._store.read_bytes(name))
+        return State(**torch.load(data, map_location="cpu", weights_only=True))
+
+    def load_newest(self) -> tuple[str, State] | None:
+        """The newest one that can be read, and its name; a damaged one is passed over, and said.
 
         Raises:
             StoreError: The store does not answer.
         """
         for name in self._newest_first():
-            data = io.BytesIO(self._store.read_bytes(name))
             try:
-                return State(**torch.load(data, map_location="cpu", weights_only=True))
+                return name, self.load(name)
+            except OSError:
+                raise
             except Exception as error:  # torch raises half a dozen kinds for a cut-off file
                 _log.warning(
                     "%s: cannot be read (%s: %s), expected a checkpoint; using the one before",
@@ -88,6 +166,10 @@ class Checkpoints:
         found = self._newest_first()
         return self._store.url(found[0]) if found else ""
 
+    def url(self, name: str) -> str:
+        """The full URL of one of them."""
+        return self._store.url(name)
+
     def clear(self) -> None:
         """Remove all of them."""
         for name in self._newest_first():
@@ -97,16 +179,12 @@ class Checkpoints:
         return sorted((name for name in self._store.list() if _NAME.match(name)), reverse=True)
 
 
-def random_states() -> dict[str, Any]:
-    """Torch's random states now."""
-    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Go back to states taken by `random_states`; a device that is not here is passed over."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+def _copied(value: Any) -> Any:
+    """The same with every tensor copied to memory that no later step changes."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value

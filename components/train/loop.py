@@ -5,106 +5,120 @@ It does not know where the dataset lies, how a model is logged or which run it w
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import logging
 import math
-import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
-from typing import Any, Self
 
-import tarpon
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from components.progress import track
 from components.tracking import MetricLog
-from components.train.checkpoint import Checkpoints, State, random_states, set_random_states
+from components.train.batches import Stream
+from components.train.checkpoint import Checkpoints, State
+from components.train.distributed import Ranks
+from components.train.mix import Targets, mix
+from components.train.optim import Average, build_optimizer, learning_rate
 from components.train.settings import Settings
+from components.train.stop import StopRequested, StopSignals
 
 _log = logging.getLogger(__name__)
 
 NAMED_KEYS = 8
 """How many sample keys of a bad batch an error spells out."""
 
+LAG = {"cpu": 0, "cuda": 1}
+"""Steps by which a step's loss is read late: the GPU has the next one in its queue by then."""
+
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became nan or infinite; the message names the samples of that batch."""
+    """The loss or the gradient became nan or infinite; the message names that batch's samples."""
 
 
-class StopRequested(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C arrived; a checkpoint was written before this was raised."""
-
-    def __init__(self, signal_name: str, checkpoint: str) -> None:
-        super().__init__(f"stopped by {signal_name}; run the same command again to go on from "
-                         f"{checkpoint}")  # fmt: skip
-        self.signal_name = signal_name
+class OutOfMemoryError(RuntimeError):
+    """A step does not fit into the device's memory; the message says which settings make it fit."""
 
 
-class StopSignals:
-    """Turns the first SIGTERM or SIGINT into a flag that the loop looks at between steps.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one step came to, read once the device has got there.
 
-    A second one interrupts at once. Outside the main thread, where Python allows no handlers,
-    it does nothing.
+    Args:
+        totals: Over all ranks: loss times samples, correct, gradient norm times ranks, then how
+            many ranks heard SIGTERM, heard SIGINT, and want a checkpoint.
+        loss, indices: Of this rank, for the message should they be bad.
     """
 
-    def __init__(self) -> None:
-        self.requested = ""
-        self._previous: dict[int, Any] = {}
+    step: int
+    lr: float
+    totals: torch.Tensor
+    done: torch.cuda.Event | None
+    loss: torch.Tensor
+    indices: torch.Tensor
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
+    def read(self) -> list[float]:
+        """The totals; waits for the device to have come as far."""
+        if self.done is not None:
+            self.done.synchronize()
+        return self.totals.tolist()
 
 
 class Trainer:
-    """One training on one device, from its start or from a checkpoint to its last epoch.
+    """One rank of one training, from its start or from a checkpoint to its last epoch.
 
     Args:
-        model: On `device` already.
-        batches: The train split; its length is the steps of an epoch.
-        validation: The val split, or None where there is none.
-        on_first_batch: Called once per training with the very first batch, before its step.
+        network: On `device` already, the same weights on every rank.
+        batches: This rank's part of the train split; its length is the steps of an epoch.
+        validation: Its part of the val split, or None where there is none.
+        metrics, checkpoints: None on every rank but the first.
+        key_of: The key of a train sample by its index.
+        on_first_batch: Called once per training with the very first images and labels, as the
+            network is fed them.
+        began_s: When the command was started, to say how long the first step took to come.
     """
 
     def __init__(
         self,
         *,
-        model: nn.Module,
+        network: nn.Module,
         settings: Settings,
         device: str,
-        batches: tarpon.Loader,
-        validation: tarpon.Loader | None,
-        metrics: MetricLog,
-        checkpoints: Checkpoints,
+        precision: str,
+        ranks: Ranks,
+        batches: Stream,
+        validation: Stream | None,
+        metrics: MetricLog | None,
+        checkpoints: Checkpoints | None,
         run_id: str,
+        classes: list[str],
         stop: StopSignals,
-        on_first_batch: Callable[[tarpon.Batch], None],
+        key_of: Callable[[int], str],
+        on_first_batch: Callable[[torch.Tensor, torch.Tensor], None],
+        began_s: float | None = None,
     ) -> None:
-        self._model = model
-        self._settings = settings
-        self._device = device
-        self._batches = batches
-        self._validation = validation
-        self._metrics = metrics
-        self._checkpoints = checkpoints
-        self._run_id = run_id
-        self._stop = stop
-        self._on_first_batch = on_first_batch
-        self._optimizer = _adamw(model, settings)
+        self._settings, self._ranks, self._stop = settings, ranks, stop
+        self._batches, self._validation = batches, validation
+        self._metrics, self._checkpoints = metrics, checkpoints
+        self._run_id, self._classes = run_id, classes
+        self._key_of, self._on_first_batch = key_of, on_first_batch
+        self._began_s = began_s
+        self._kind = device.partition(":")[0]
+        self._bfloat16 = precision == "bfloat16"
+        self._network = network
+        self._average = Average(network, settings.ema_decay) if settings.ema_decay else None
+        self._optimizer = build_optimizer(network, settings)
+        if settings.compile:
+            network.compile()  # in place: names of weights stay, and so do checkpoints
+        self._parallel = ranks.parallel(network)
         self._epoch_steps = len(batches)
+        self._pending: deque[Outcome] = deque()
+        self._wanted = ""  # "save", or the signal that all ranks agreed to stop for
         self.epoch = 0
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -113,14 +127,15 @@ class Trainer:
 
     @property
     def model(self) -> nn.Module:
-        """The network, trained as far as `step`."""
-        return self._model
+        """What the training is for: the averaged network where there is one."""
+        return self._average.model if self._average else self._network
 
     def restore(self, state: State) -> None:
         """Go to where a checkpoint was taken."""
-        self._model.load_state_dict(state.model)
+        self._network.load_state_dict(state.model)
+        if self._average and state.average is not None:
+            self._average.model.load_state_dict(state.average)
         self._optimizer.load_state_dict(state.optimizer)
-        set_random_states(state.rng)
         self.epoch, self.step, self.history = state.epoch, state.step, state.history
         self._sums = {**_no_sums(), **state.sums}
         self._batches.load_state_dict(state.loader)
@@ -132,22 +147,29 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: Nothing is saved then: the last checkpoint is the last good state.
+            OutOfMemoryError: A step does not fit.
+            RanksError: Another rank ended.
             StopRequested: A signal came; the state up to it is saved.
         """
-        left = self._settings.epochs * self._epoch_steps - self.step
-        for batch in track(self._stream(), total=left, label="train"):
-            if self.step == 0:
-                self._on_first_batch(batch)
-            self._train_on(batch)
-            if self.step % self._epoch_steps == 0:
-                self._end_epoch()
-                self._save()
-            elif time.monotonic() - self._saved > self._settings.checkpoint_every_s:
-                self._save()
-            if self._stop.requested:
-                raise StopRequested(self._stop.requested, self._save())
+        stream = self._stream()
+        if self._ranks.first:
+            left = self._settings.epochs * self._epoch_steps - self.step
+            stream = track(stream, total=left, label="train")
+        with self._explained():
+            for batch in stream:
+                self._train_on(batch)
+                if self.step % self._epoch_steps == 0:
+                    self._settle(0)
+                    self._end_epoch()
+                    self._save()
+                elif self._wanted == "save":
+                    self._settle(0)
+                    self._save()
+                if self._must_stop():
+                    self._settle(0)
+                    self._end_for(self._must_stop())
 
-    def _stream(self) -> Iterator[tarpon.Batch]:
+    def _stream(self) -> Iterator[Mapping[str, torch.Tensor]]:
         """All batches of all epochs left; the time spent waiting for each is added up."""
         for _ in range(self.epoch, self._settings.epochs):
             batches = iter(self._batches)
@@ -159,30 +181,114 @@ class Trainer:
                 self._sums["wait_s"] += time.perf_counter() - start
                 yield batch
 
-    def _train_on(self, batch: tarpon.Batch) -> None:
+    # ---- one step ------------------------------------------------------------------------------
+
+    def _train_on(self, batch: Mapping[str, torch.Tensor]) -> None:
         start = time.perf_counter()
-        lr = learning_rate(self._settings, self.step, self._epoch_steps)
+        settings = self._settings
+        torch.manual_seed(step_seed(settings.seed, self.step, self._ranks.rank))
+        lr = learning_rate(settings, self.step, self._epoch_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._model.train()
-        image, label = to_device(batch, self._device)
-        logits = self._model(image)
-        loss = nn.functional.cross_entropy(
-            logits, label, label_smoothing=self._settings.label_smoothing
+        image, targets = mix(
+            batch["image"], batch["label"], settings, epoch=self.epoch, step=self.step
         )
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFiniteLossError(_bad_loss(value, self.step, self.epoch, batch))
+        if self.step == 0:
+            self._on_first_batch(image, targets.label)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, correct = self._accumulate(image, targets)
+        limit = settings.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), limit)
         self._optimizer.step()
         self.step += 1
-        self._metrics.add(self.step, {"train/step_loss": value, "train/lr": lr})
-        sums = self._sums
-        sums["loss"] += value * len(label)
-        sums["correct"] += (logits.argmax(1) == label).sum().item()
-        sums["samples"] += len(label)
-        sums["step_s"] += time.perf_counter() - start
+        if self._average:
+            self._average.update(self.step)
+        self._note(lr, loss, correct, norm, batch["indices"])
+        self._settle(LAG[self._kind])
+        self._sums["step_s"] += time.perf_counter() - start
+
+    def _accumulate(
+        self, image: torch.Tensor, targets: Targets
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of one step, part by part; mean loss and count of hits on this rank."""
+        parts = self._settings.accumulate
+        self._parallel.train()
+        losses, hits = [], []
+        chunks = zip(image.chunk(parts), targets.chunks(parts), strict=True)
+        for number, (part, labels) in enumerate(chunks, start=1):
+            with contextlib.ExitStack() as stack:
+                if self._ranks.world_size > 1 and number < parts:
+                    stack.enter_context(self._parallel.no_sync())  # once per step is enough
+                logits = forward(self._parallel, part, bfloat16=self._bfloat16)
+                loss = labels.loss(logits, self._settings.label_smoothing) / parts
+                loss.backward()
+            losses.append(loss.detach())
+            hits.append(labels.correct(logits.detach()))
+        return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+    def _note(
+        self,
+        lr: float,
+        loss: torch.Tensor,
+        correct: torch.Tensor,
+        norm: torch.Tensor,
+        indices: torch.Tensor,
+    ) -> None:
+        """Put what the step came to on its way to the host, summed over the ranks."""
+        due = time.monotonic() - self._saved > self._settings.checkpoint_every_s
+        saves = self._checkpoints is not None and not self._checkpoints.busy and due
+        heard = self._stop.requested
+        flags = [heard == "SIGTERM", heard == "SIGINT", saves]
+        counts = [torch.full_like(loss, float(flag)) for flag in flags]
+        totals = torch.stack([loss * len(indices), correct.to(loss.dtype), norm, *counts])
+        self._ranks.add(totals, f"what step {self.step} came to on every rank")
+        done = None
+        if self._kind == "cuda":
+            totals = totals.to("cpu", non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        self._pending.append(
+            Outcome(step=self.step, lr=lr, totals=totals, done=done, loss=loss, indices=indices)
+        )
+
+    def _settle(self, lag: int) -> None:
+        """Look at the outcome of all but the newest `lag` steps."""
+        while len(self._pending) > lag:
+            outcome = self._pending.popleft()
+            loss, correct, norm, sigterm, sigint, save = outcome.read()
+            samples = len(outcome.indices) * self._ranks.world_size
+            norm /= self._ranks.world_size
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NonFiniteLossError(self._bad_step(outcome, loss / samples, norm))
+            sums = self._sums
+            sums["loss"] += loss
+            sums["correct"] += correct
+            sums["samples"] += samples
+            self._wanted = "SIGTERM" if sigterm else "SIGINT" if sigint else "save" if save else ""
+            if self._metrics is not None:
+                values = {"train/step_loss": loss / samples, "train/lr": outcome.lr,
+                          "train/grad_norm": norm}  # fmt: skip
+                self._metrics.add(outcome.step, values)
+            if self._began_s is not None:
+                _log.info("first step after %.1f s", time.time() - self._began_s)
+                self._began_s = None
+
+    def _bad_step(self, outcome: Outcome, loss: float, norm: float) -> str:
+        mine = (bool(outcome.loss.isfinite()), outcome.indices.tolist())
+        ranks = self._ranks.gather(mine, "the samples of a bad step")
+        bad = [index for finite, indices in ranks for index in indices if not finite]
+        bad = bad or [index for _, indices in ranks for index in indices]
+        more = f" and {len(bad) - NAMED_KEYS} more" if len(bad) > NAMED_KEYS else ""
+        keys = ", ".join(self._key_of(index) for index in bad[:NAMED_KEYS])
+        what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        return (
+            f"train: the {what} became {value} at step {outcome.step} (epoch {self.epoch + 1}), "
+            f"expected a finite number; sample keys {keys}{more}; lower train.lr, set "
+            "train.clip_norm or look at these samples; nothing was saved since: the last "
+            "checkpoint is kept"
+        )
+
+    # ---- ends of epochs, checkpoints, stops ------------------------------------------------------
 
     def _end_epoch(self) -> None:
         sums = self._sums
@@ -195,86 +301,110 @@ class Trainer:
             "train/data_wait_percent": 100 * sums["wait_s"] / spent_s,
         }
         if self._validation is not None:
-            row |= validate(self._model, self._validation, self._device)
-        self._metrics.add(self.step, row)
+            row |= validate(self.model, self._validation, self._ranks, bfloat16=self._bfloat16)
+        if self._metrics is not None:
+            self._metrics.add(self.step, row)
         self.history.append(row)
         self._sums = _no_sums()
         self.epoch += 1
         _log.info(
-            "epoch %d/%d: loss %.3f, val accuracy %s, %.0f images/s, data wait %.0f %%",
+            "epoch %d/%d: loss %.3f, val accuracy %s, %.0f images/s, data wait %.1f %%",
             self.epoch, self._settings.epochs, row["train/loss"],
             f"{row['val/accuracy']:.4f}" if "val/accuracy" in row else "-",
             row["train/images_per_s"], row["train/data_wait_percent"],
         )  # fmt: skip
 
     def _save(self) -> str:
+        """Rank 0: have a checkpoint written; returns its URL, on the other ranks nothing."""
+        self._wanted, self._saved = "", time.monotonic()
+        if self._checkpoints is None or self._metrics is None:
+            return ""
         self._metrics.flush()
-        path = self._checkpoints.save(
+        return self._checkpoints.save(
             State(
                 run_id=self._run_id,
+                classes=self._classes,
                 epoch=self.epoch,
                 step=self.step,
                 sums=self._sums,
                 history=self.history,
-                model=self._model.state_dict(),
+                model=self._network.state_dict(),
+                average=self._average.model.state_dict() if self._average else None,
                 optimizer=self._optimizer.state_dict(),
                 loader=self._batches.state_dict(),
-                rng=random_states(),
             )
         )
-        self._saved = time.monotonic()
-        return path
+
+    def _must_stop(self) -> str:
+        """The signal to stop for, at the same step on every rank; empty: go on."""
+        alone = self._stop.requested if self._ranks.world_size == 1 else ""
+        return alone or (self._wanted if self._wanted != "save" else "")
+
+    def _end_for(self, signal_name: str) -> None:
+        path = self._ranks.share(self._save(), "where the last checkpoint is")
+        what = f"write the checkpoint of step {self.step}"
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+            self._ranks.say_done(what)
+        self._ranks.wait_for(what)
+        raise StopRequested(signal_name, path)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of torch that a setting or another rank is to blame for, said in our words."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+                raise OutOfMemoryError(self._too_large(text)) from error
+            if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
+                raise self._ranks.lost(f"the gradients of step {self.step + 1}", error) from error
+            raise
+
+    def _too_large(self, text: str) -> str:
+        settings, per_rank = self._settings, self._settings.split(self._ranks.world_size)
+        part = per_rank // settings.accumulate
+        precision = "" if self._bfloat16 else ", set train.precision=bfloat16"
+        return (
+            f"train: step {self.step + 1} does not fit into the memory of the device "
+            f"({text.splitlines()[0]}), found {part} samples of {settings.image_size} pixels at a "
+            f"time; raise train.accumulate from {settings.accumulate} to work off the same step in "
+            f"more parts, lower train.batch_size or train.image_size{precision}"
+        )
 
 
-def validate(model: nn.Module, batches: tarpon.Loader, device: str) -> dict[str, float]:
-    """Loss (without label smoothing) and accuracy over one pass."""
-    loss = correct = samples = 0.0
-    model.eval()
+def forward(network: nn.Module, image: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
+    """Logits, `float32[B, classes]`, whatever the network calculates in."""
+    with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        logits: torch.Tensor = network(image)
+    return logits.float()
+
+
+def validate(
+    network: nn.Module, batches: Stream, ranks: Ranks, *, bfloat16: bool
+) -> dict[str, float]:
+    """Loss (without label smoothing) and accuracy over one pass, every sample counted once."""
+    ranks.share_buffers(network)
+    network.eval()
+    sums: torch.Tensor | float = 0.0
     with torch.inference_mode():
         for batch in batches:
-            image, label = to_device(batch, device)
-            logits = model(image)
-            loss += nn.functional.cross_entropy(logits, label, reduction="sum").item()
-            correct += (logits.argmax(1) == label).sum().item()
-            samples += len(label)
+            logits = forward(network, batch["image"], bfloat16=bfloat16)
+            losses = nn.functional.cross_entropy(logits, batch["label"], reduction="none")
+            hits = (logits.argmax(1) == batch["label"]).float()
+            columns = torch.stack([losses, hits, torch.ones_like(losses)]).double()
+            sums = sums + (columns * batch["valid"]).sum(1)
+        assert isinstance(sums, torch.Tensor)  # a stream without batches cannot be made
+        loss, correct, samples = ranks.add(sums, "the validation's sums").tolist()
     return {"val/loss": loss / samples, "val/accuracy": correct / samples}
 
 
-def to_device(batch: Mapping[str, Any], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch as the network wants it: `float32[B, 3, S, S]` 0..255, channels last, and labels."""
-    image = torch.from_numpy(batch["image"]).to(device).permute(0, 3, 1, 2).float()
-    return image, torch.from_numpy(batch["label"]).to(device)
-
-
-def learning_rate(settings: Settings, step: int, epoch_steps: int) -> float:
-    """Linear warm-up to `lr`, then a cosine to zero: a pure function, so there is no state."""
-    total = settings.epochs * epoch_steps
-    warmup = min(settings.warmup_epochs * epoch_steps, total / 2)
-    if step < warmup:
-        return settings.lr * (step + 1) / (math.ceil(warmup) + 1)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def _adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """Weight decay for matrices and filters; none for biases and normalisation."""
-    weights = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": weights, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr)
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Torch's seed for one step on one rank, so that a resumed one draws what it would have."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def _no_sums() -> dict[str, float]:
     return dict.fromkeys(("loss", "correct", "samples", "step_s", "wait_s"), 0.0)
-
-
-def _bad_loss(value: float, step: int, epoch: int, batch: tarpon.Batch) -> str:
-    keys = list(batch.sample_keys)
-    more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-    return (
-        f"train: the loss became {value} at step {step} (epoch {epoch + 1}), expected a finite "
-        f"number; sample keys {', '.join(keys[:NAMED_KEYS])}{more}; lower train.lr or look at "
-        "these samples; the last checkpoint is kept"
-    )

@@ -11,32 +11,34 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlflow
-import mlflow.pytorch
-import numpy as np
+import tarpon
 import torch
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
-from torch import nn
 
 from components import figures, loading, manifest, tracking
 from components.manifest import Manifest
 from components.report import Report
 from components.store import Store
+from components.train import batches as batches_of
+from components.train import distributed
 from components.train.checkpoint import Checkpoints, State
-from components.train.loop import StopSignals, Trainer
+from components.train.distributed import Ranks
+from components.train.loop import NonFiniteLossError, Trainer
 from components.train.model import build_model
-from components.train.settings import Settings, training_key
+from components.train.settings import Settings, SettingsError, training_key
+from components.train.stop import StopRequested, StopSignals
 
 _log = logging.getLogger(__name__)
 
 GRID_IMAGES = 24
 REPORT = "report.json"
 
-_DEFAULTS = Settings()
+WHERE_TO_BEGIN = "where to begin"
+THE_END = "end its run and write the report"
+"""What the other ranks wait for rank 0 to say or do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,95 +75,128 @@ def train(
     dataset_url: str,
     *,
     output: str,
-    epochs: int = _DEFAULTS.epochs,
-    batch_size: int = _DEFAULTS.batch_size,
-    image_size: int = _DEFAULTS.image_size,
-    lr: float = _DEFAULTS.lr,
-    seed: int = _DEFAULTS.seed,
-    model: str = _DEFAULTS.model,
-    device: str = _DEFAULTS.device,
-    weight_decay: float = _DEFAULTS.weight_decay,
-    warmup_epochs: float = _DEFAULTS.warmup_epochs,
-    label_smoothing: float = _DEFAULTS.label_smoothing,
-    threads: int | None = _DEFAULTS.threads,
-    checkpoint_every_s: float = _DEFAULTS.checkpoint_every_s,
     experiment: str = "tarpon",
     allow_unproven: bool = False,
     fresh: bool = False,
     config: Mapping[str, Any] | None = None,
+    began_s: float | None = None,
+    **settings: Any,
 ) -> TrainReport:
     """Train to the last epoch and log the model.
+
+    Under torchrun (RANK, WORLD_SIZE, LOCAL_RANK) this is one rank of a training, and every rank
+    returns the same report. `python -m components.train` starts the ranks by itself.
 
     Args:
         dataset_url: The folder of a dataset version, `<root>/<name>/<version>`.
         output: A folder for checkpoints, local or on S3; each training has its own folder in it.
-        epochs ... checkpoint_every_s: See `Settings`.
         experiment: MLflow experiment of a new run. `MLFLOW_RUN_ID`, when set, decides instead.
         allow_unproven: Train even if the split's proof is missing or does not match.
         fresh: Begin again, whatever checkpoints there are.
         config: The whole pipeline config, kept with the run; None where there is none.
+        began_s: When the command was started, seconds since the epoch: the log says how long the
+            first step took to come.
+        settings: The fields of `Settings` by name; what is left out has its default.
 
     Raises:
         OneClassError, UnprovenDatasetError, EmptySplitError, DeviceError, SettingsError,
-            UnknownModelError: The training cannot begin.
+            UnknownModelError, DaliMissingError, CheckpointMismatchError: It cannot begin.
         NonFiniteLossError: The loss blew up; the run is FAILED.
+        OutOfMemoryError: A step does not fit into the device's memory.
+        RanksError: Another rank ended.
         StopRequested: SIGTERM or Ctrl-C; a checkpoint is saved and the run is KILLED.
     """
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        image_size=image_size,
-        lr=lr,
-        seed=seed,
-        model=model,
-        device=device,
-        weight_decay=weight_decay,
-        warmup_epochs=warmup_epochs,
-        label_smoothing=label_smoothing,
-        threads=threads,
-        checkpoint_every_s=checkpoint_every_s,
-    )
+    chosen = Settings(**settings)
     version = manifest.read(dataset_url)
     loading.require_classes(version)
     if not allow_unproven:
         loading.require_proof(version)
-    picked = loading.pick_device(settings.device, cuda=torch.cuda.device_count())
-    key = training_key(settings, digest=version.digest, experiment=experiment)
+    device = _pick_device(chosen)
+    key = training_key(chosen, digest=version.digest, experiment=experiment)
     store = Store(Store(output).url(key))
-    store.check_writable()
-    return _Training(
-        settings=settings,
-        version=version,
-        device=picked,
-        store=store,
-        experiment=experiment,
-        config=dict(config) if config else {"train": dataclasses.asdict(settings)},
-    ).run(fresh=fresh)
+    with distributed.joined(device) as ranks, StopSignals(patient=ranks.world_size > 1) as stop:
+        chosen.split(ranks.world_size)
+        if ranks.first:
+            store.check_writable()
+        return _Training(
+            settings=chosen,
+            version=version,
+            device=device,
+            ranks=ranks,
+            stop=stop,
+            store=store,
+            experiment=experiment,
+            config=dict(config) if config else {"train": dataclasses.asdict(chosen)},
+            began_s=began_s,
+        ).run(fresh=fresh)
+
+
+def _pick_device(settings: Settings) -> str:
+    """The device of this rank."""
+    started = distributed.world_size()
+    if started == 1 and (settings.processes or 1) > 1:
+        raise SettingsError(
+            f"train.processes={settings.processes}: found one process, expected torchrun's "
+            "environment; start `python -m components.train`, which starts them"
+        )
+    found = torch.cuda.device_count()
+    picked = loading.pick_device(settings.device, cuda=found)
+    if picked == "cuda" and started > 1:
+        picked = loading.pick_device(f"cuda:{distributed.local_rank()}", cuda=found)
+    return picked
+
+
+def _pick_precision(settings: Settings, device: str) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    has = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    return "bfloat16" if has else "float32"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Training:
-    """One training and the store of its checkpoints and its report."""
+    """One rank of a training, and the store of its checkpoints and its report."""
 
     settings: Settings
     version: Manifest
     device: str
+    ranks: Ranks
+    stop: StopSignals
     store: Store
     experiment: str
     config: dict[str, Any]
+    began_s: float | None
 
     def run(self, *, fresh: bool) -> TrainReport:
+        if not self.ranks.first:
+            return self._follow()
+        try:
+            return self._lead(fresh=fresh)
+        finally:
+            self.ranks.say_done(THE_END)
+
+    def _lead(self, *, fresh: bool) -> TrainReport:
+        """Rank 0: find where to begin, tell the others, train, log and report."""
         client = tracking.connect()
-        checkpoints = Checkpoints(self.store.root)
-        if fresh:
-            checkpoints.clear()
-            self.store.remove(REPORT)
-        if (done := self._finished(client)) is not None:
-            _log.info(
-                "%s: this training is finished; its model is %s", self.store.root, done.model_uri
-            )
-            return done
-        state = checkpoints.load_newest()
+        with Checkpoints(self.store.root, keep=self.settings.keep_checkpoints) as checkpoints:
+            if fresh:
+                checkpoints.clear()
+                self.store.remove(REPORT)
+            if (done := self._finished(client)) is not None:
+                _log.info(
+                    "%s: this training is finished; its model is %s",
+                    self.store.root, done.model_uri,
+                )  # fmt: skip
+                return self.ranks.share((done, ""), WHERE_TO_BEGIN)[0]
+            name, state = checkpoints.load_newest() or ("", None)
+            if state:
+                state.require_classes(list(self.version.classes), checkpoints.url(name))
+            self.ranks.share((None, name), WHERE_TO_BEGIN)
+            return self._lead_run(client, checkpoints, state)
+
+    def _lead_run(
+        self, client: mlflow.MlflowClient, checkpoints: Checkpoints, state: State | None
+    ) -> TrainReport:
         earlier = state.run_id if state and tracking.run_is_usable(client, state.run_id) else None
         if state and earlier is None:
             _log.warning("mlflow has no run %s any more; going on in a new one", state.run_id)
@@ -171,21 +206,48 @@ class _Training:
             client, experiment=self.experiment, name=name, tags=tags, resume=earlier
         ) as run_id:
             _log.info("mlflow run %s in experiment %r", run_id, self.experiment)
-            resumed = run_id == earlier
             self._log_inputs(client, run_id)
-            trainer = self._fit(client, run_id, checkpoints, state, resumed=resumed)
+            metrics = tracking.MetricLog(client, run_id, resumed=run_id == earlier)
+            try:
+                trainer = self._fit(
+                    state,
+                    run_id=run_id,
+                    metrics=metrics,
+                    checkpoints=checkpoints,
+                    on_first_batch=lambda *fed: self._log_samples(client, run_id, *fed),
+                )
+            finally:
+                metrics.flush()
+            checkpoints.wait()
             report = self._report(
                 trainer, run_id, checkpoints.newest(), state.step if state else None
             )
         self.store.write_bytes(REPORT, (report.to_json() + "\n").encode())
         return report
 
+    def _follow(self) -> TrainReport:
+        """The other ranks: begin where rank 0 says, train along, wait until it has reported."""
+        done, name = self.ranks.share((None, ""), WHERE_TO_BEGIN)
+        if done is not None:
+            return done
+        state = Checkpoints(self.store.root).load(name) if name else None
+        try:
+            self._fit(state)
+        except (NonFiniteLossError, StopRequested):
+            self.ranks.wait_for(THE_END)  # torchrun ends rank 0 soon after the first that ends
+            raise
+        self.ranks.wait_for(THE_END)
+        return self._read_report()
+
+    def _read_report(self) -> TrainReport:
+        text = self.store.read_bytes(REPORT).decode()
+        return TrainReport.from_json(text, where=self.store.url(REPORT))
+
     def _finished(self, client: mlflow.MlflowClient) -> TrainReport | None:
         """The report of this very training, if it ended well and MLflow still has its model."""
         if not self.store.exists(REPORT):
             return None
-        text = self.store.read_bytes(REPORT).decode()
-        report = TrainReport.from_json(text, where=self.store.url(REPORT))
+        report = self._read_report()
         if not tracking.run_is_usable(client, report.run_id):
             return None
         with contextlib.suppress(mlflow.MlflowException):
@@ -202,61 +264,60 @@ class _Training:
 
     def _fit(
         self,
-        client: mlflow.MlflowClient,
-        run_id: str,
-        checkpoints: Checkpoints,
         state: State | None,
         *,
-        resumed: bool,
+        run_id: str = "",
+        metrics: tracking.MetricLog | None = None,
+        checkpoints: Checkpoints | None = None,
+        on_first_batch: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
     ) -> Trainer:
-        """Build network and loaders, train to the last epoch, give back what holds the result."""
-        settings, version = self.settings, self.version
+        """Build network and streams, train to the last epoch, give back what holds the result."""
+        settings, version, ranks = self.settings, self.version, self.ranks
         torch.manual_seed(settings.seed)
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
+        if (threads := settings.threads or ranks.threads) is not None:
+            torch.set_num_threads(threads)
         network = build_model(settings.model, len(version.classes)).to(self.device)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        size = {"batch_size": settings.batch_size, "image_size": settings.image_size}
-        metrics = tracking.MetricLog(client, run_id, resumed=resumed)
+        where: dict[str, Any] = {"device": self.device, "ranks": ranks}
         with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(StopSignals())
-            batches = stack.enter_context(
-                loading.train_batches(version, seed=settings.seed, threads=settings.threads, **size)
-            )
+            batches = stack.enter_context(batches_of.train_stream(version, settings, **where))
             validation = None
             if loading.split_samples(version, "val"):
-                validation = stack.enter_context(
-                    loading.evaluation_batches(version, "val", threads=settings.threads, **size)
-                )
+                validation = stack.enter_context(batches_of.val_stream(version, settings, **where))
+            else:
+                _log.warning("%s: the val split is empty, nothing is validated", version.url)
             trainer = Trainer(
-                model=network,
+                network=network,
                 settings=settings,
-                device=self.device,
+                precision=_pick_precision(settings, self.device),
                 batches=batches,
                 validation=validation,
                 metrics=metrics,
                 checkpoints=checkpoints,
                 run_id=run_id,
-                stop=stop,
-                on_first_batch=lambda batch: self._log_samples(client, run_id, batch),
+                classes=list(version.classes),
+                stop=self.stop,
+                key_of=lambda index: tarpon.open(version.shards_url("train")).key(index),
+                on_first_batch=on_first_batch,
+                began_s=self.began_s,
+                **where,
             )
             if state is not None:
                 trainer.restore(state)
-                for row in state.history:  # a new run gets the finished epochs as well
+                for row in state.history if metrics else ():  # a new run gets them as well
                     metrics.add(round(row["epoch"]) * len(batches), row)
                 _log.info("going on after step %d, epoch %d", state.step, state.epoch + 1)
-            try:
-                trainer.fit()
-            finally:
-                metrics.flush()
+            trainer.fit()
         return trainer
 
     def _log_samples(
-        self, client: mlflow.MlflowClient, run_id: str, batch: Mapping[str, Any]
+        self, client: mlflow.MlflowClient, run_id: str, image: torch.Tensor, label: torch.Tensor
     ) -> None:
-        """A grid of what the network is fed: after crop, flip and resize."""
-        images = np.asarray(batch["image"][:GRID_IMAGES])
-        captions = [self.version.classes[label] for label in batch["label"][:GRID_IMAGES]]
+        """A grid of what the network is fed: after crop, flip, resize and mixing."""
+        pixels = image[:GRID_IMAGES].permute(0, 2, 3, 1).round().clamp(0, 255)
+        images = pixels.byte().cpu().numpy()
+        captions = [self.version.classes[number] for number in label[:GRID_IMAGES].tolist()]
         grid = figures.image_grid(images, captions, title="the first batch, as the network sees it")
         client.log_figure(run_id, grid, "samples/train.png")
 
@@ -267,7 +328,7 @@ class _Training:
         client = mlflow.MlflowClient()
         client.log_figure(run_id, figures.curves(trainer.history), "curves.png")
         start = time.monotonic()
-        model_uri = self._log_model(trainer.model, trainer.step)
+        model_uri = self._log_model(trainer)
         _log.info("model logged as %s in %.1f s", model_uri, time.monotonic() - start)
         last = trainer.history[-1]
         return TrainReport(
@@ -286,36 +347,9 @@ class _Training:
             resumed_from_step=resumed_from,
         )
 
-    def _log_model(self, network: nn.Module, step: int) -> str:
-        """The model as MLflow serves it: an exported graph on the CPU that needs none of our code.
+    def _log_model(self, trainer: Trainer) -> str:
+        # Imported when there is a model: it imports Lightning where that is installed, seconds
+        # that would stand before the first step.
+        from components.train.export import log_model
 
-        Input `float32[batch, 3, S, S]`, RGB, 0..255; output `float32[batch, classes]`, logits.
-        Requirements are given, not inferred: MLflow would start subprocesses to find them.
-        """
-        size, classes = self.settings.image_size, list(self.version.classes)
-        network = network.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        float32 = np.dtype("float32")
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(float32, (-1, 3, size, size))]),
-            outputs=Schema([TensorSpec(float32, (-1, len(classes)))]),
-        )
-        about = {
-            "classes": classes,
-            "image_size": size,
-            "input": "float32 NCHW, RGB, 0..255, resized to image_size; normalised by the model",
-            "dataset_digest": self.version.digest,
-        }
-        info = mlflow.pytorch.log_model(
-            network,
-            name="model",
-            signature=signature,
-            input_example=np.zeros((2, 3, size, size), np.float32),
-            pip_requirements=[
-                f"torch=={torch.__version__.split('+')[0]}",
-                f"numpy=={np.__version__}",
-            ],
-            metadata=about,
-            tags={"dataset.digest": self.version.digest},
-            step=step,
-        )
-        return str(info.model_uri)
+        return log_model(trainer.model, self.version, self.settings, trainer.step)

@@ -5,10 +5,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from components import rules
+
 MIN_IMAGE_SIZE = 16
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+OPTIMIZERS = ("adamw", "sgd")
+LOADERS = ("auto", "tarpon", "dali")
+AUGMENTS = ("trivial", "rand", "auto")
+
+HOW = (
+    "device",
+    "processes",
+    "accumulate",
+    "compile",
+    "threads",
+    "checkpoint_every_s",
+    "keep_checkpoints",
+)
+"""Settings of where and how a training runs. What it learns is the same up to rounding (and the
+batches that batch normalisation sees), so it may go on from its checkpoints when they change."""
 
 
 class SettingsError(ValueError):
@@ -21,17 +42,33 @@ class Settings:
 
     Args:
         epochs: Passes over the train split.
-        batch_size: Samples per step.
+        batch_size: Samples per optimiser step, over all processes and accumulated parts.
         image_size: Side of the square the network sees, in pixels.
-        lr: Peak learning rate of AdamW, reached after the warm-up; a cosine takes it to zero.
-        seed: Fixes the weights at the start, the order of the samples and their crops.
+        lr: Peak learning rate, reached after the warm-up.
+        seed: Fixes the weights at the start, the order of the samples, their crops and mixtures.
         model: `convnet`, or a name of torchvision.models.
         device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
-        weight_decay: AdamW's, on weight matrices and filters only.
+        processes: Processes on this machine, one per device; None: one per visible GPU unless
+            the device is numbered, one on the CPU. Under torchrun its ranks count.
+        precision: `float32`, `bfloat16` (autocast), or `auto`: bfloat16 on a GPU that has it.
+        compile: Compile the network with torch.compile.
+        optimizer: `adamw` or `sgd`.
+        momentum: Of SGD.
+        weight_decay: On weight matrices and filters only.
         warmup_epochs: Epochs of linear warm-up; may be a fraction.
+        cosine: A cosine takes the learning rate to zero after the warm-up; False: it stays.
         label_smoothing: Share of the target spread over the other classes, 0 to below 1.
-        threads: Torch's and the loader's CPU threads each; None leaves the choice to them.
+        ema_decay: Decay of the running average of the weights, which is then what is validated
+            and logged; 0: none.
+        accumulate: Parts each process works off one after another for one optimiser step.
+        clip_norm: Largest norm of the gradient; None: any.
+        mixup_alpha, cutmix_alpha: Both images are mixed by a share drawn from Beta(alpha, alpha);
+            0: not. With both on, a coin decides at each step.
+        augment: `trivial`, `rand` or `auto` augmentation, by DALI only; None: none.
+        loader: `tarpon`, `dali`, or `auto`: DALI on a GPU where it can be imported.
+        threads: Torch's and the loader's CPU threads each, per process; None leaves the choice.
         checkpoint_every_s: Seconds between checkpoints within an epoch; each epoch ends with one.
+        keep_checkpoints: The newest so many are kept.
     """
 
     epochs: int = 8
@@ -41,39 +78,115 @@ class Settings:
     seed: int = 17
     model: str = "convnet"
     device: str = "auto"
+    processes: int | None = None
+    precision: str = "auto"
+    compile: bool = False
+    optimizer: str = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 0.02
     warmup_epochs: float = 1.0
+    cosine: bool = True
     label_smoothing: float = 0.05
+    ema_decay: float = 0.0
+    accumulate: int = 1
+    clip_norm: float | None = None
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    augment: str | None = None
+    loader: str = "auto"
     threads: int | None = None
     checkpoint_every_s: float = 300.0
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        def check(name: str, fits: bool, expected: str) -> None:
-            if not fits:
-                found = getattr(self, name)
-                raise SettingsError(f"train.{name}={found!r}: expected {expected}")
-
-        for name in ("epochs", "batch_size"):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            finite = not isinstance(value, float) or math.isfinite(value)
+            self._check(field.name, finite, "a finite number")
+        for name in ("epochs", "batch_size", "accumulate", "keep_checkpoints"):
             value = getattr(self, name)
-            check(name, isinstance(value, int) and value >= 1, "a whole number of at least 1")
-        check(
+            self._check(name, _whole(value) and value >= 1, "a whole number of at least 1")
+        for name in ("threads", "processes"):
+            value = getattr(self, name)
+            self._check(
+                name, value is None or (_whole(value) and value >= 1), "at least 1, or null"
+            )
+        self._check(
             "image_size",
-            isinstance(self.image_size, int) and self.image_size >= MIN_IMAGE_SIZE,
+            _whole(self.image_size) and self.image_size >= MIN_IMAGE_SIZE,
             f"a whole number of pixels, at least {MIN_IMAGE_SIZE}",
         )
-        check("lr", self.lr > 0, "a number above 0")
-        check("weight_decay", self.weight_decay >= 0, "0 or more")
-        check("warmup_epochs", self.warmup_epochs >= 0, "0 or more")
-        check("label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 to below 1")
-        check("threads", self.threads is None or self.threads >= 1, "at least 1, or null")
-        check("checkpoint_every_s", self.checkpoint_every_s > 0, "seconds above 0")
+        self._check("lr", self.lr > 0, "a number above 0")
+        for name in ("weight_decay", "warmup_epochs", "mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            self._check(name, value >= 0, "0 or more")
+        for name in ("label_smoothing", "ema_decay", "momentum"):
+            self._check(name, 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
+        self._check(
+            "clip_norm", self.clip_norm is None or self.clip_norm > 0, "a norm above 0, or null"
+        )
+        self._check("checkpoint_every_s", self.checkpoint_every_s > 0, "seconds above 0")
+        self._one_of("precision", PRECISIONS)
+        self._one_of("optimizer", OPTIMIZERS)
+        self._one_of("loader", LOADERS)
+        if self.augment is not None:
+            self._one_of("augment", AUGMENTS)
+            self.require_augmenting(self.loader)
+        self._check(
+            "processes",
+            self.processes in (None, 1) or ":" not in self.device,
+            f"1 or null on the one device {self.device!r}",
+        )
+        self.split(self.processes or 1)
+
+    def _check(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            found = getattr(self, name)
+            raise SettingsError(f"train.{name}={found!r}: expected {expected}")
+
+    def _one_of(self, name: str, known: Sequence[str]) -> None:
+        value = getattr(self, name)
+        hint = rules.nearest(str(value), known)
+        self._check(name, value in known, f"one of {', '.join(known)}{hint}")
+
+    def require_augmenting(self, loader: str) -> None:
+        """Refuse `augment` where `loader` cannot do it: only DALI can.
+
+        Raises:
+            SettingsError: It would silently be left out.
+        """
+        if self.augment is not None and loader == "tarpon":
+            raise SettingsError(
+                f"train.augment={self.augment!r}: found the tarpon loader, expected DALI, which "
+                "alone augments; set train.loader=dali (install tarpon[dali-cuda12] or "
+                "[dali-cuda13]) or train.augment=null"
+            )
+
+    def split(self, processes: int) -> int:
+        """Samples of one optimiser step in each of so many processes.
+
+        Raises:
+            SettingsError: They cannot be divided evenly.
+        """
+        parts = processes * self.accumulate
+        if self.batch_size % parts:
+            raise SettingsError(
+                f"train.batch_size={self.batch_size}: expected a multiple of {parts}, "
+                f"{processes} processes times train.accumulate={self.accumulate}; use "
+                f"{self.batch_size // parts * parts or parts} or change one of the two"
+            )
+        return self.batch_size // processes
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but where it runs and how often it is saved."""
+        """What decides the result: everything but where and how it runs."""
         values = dataclasses.asdict(self)
-        for name in ("device", "threads", "checkpoint_every_s"):
+        for name in HOW:
             del values[name]
         return values
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def training_key(settings: Settings, *, digest: str, experiment: str) -> str:

@@ -22,8 +22,9 @@ from components.store import Store
 from components.train import __main__ as command
 from components.train import run
 from components.train.checkpoint import Checkpoints
-from components.train.loop import NonFiniteLossError, Trainer, learning_rate
+from components.train.loop import NonFiniteLossError, Trainer
 from components.train.model import UnknownModelError, build_model
+from components.train.optim import learning_rate
 from components.train.settings import Settings, SettingsError, training_key
 from tests.components import blobs
 from tests.components.conftest import SETTINGS, Trained
@@ -221,9 +222,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     newest = folder / "checkpoint-000000016.pt"
     newest.write_bytes(newest.read_bytes()[:2000])
     with caplog.at_level(logging.WARNING):
-        state = Checkpoints(folder).load_newest()
-    assert state is not None
-    assert state.step == 12
+        found = Checkpoints(folder).load_newest()
+    assert found is not None
+    assert (found[0], found[1].step) == ("checkpoint-000000012.pt", 12)
     assert f"{newest}: cannot be read" in caplog.text
 
 

@@ -1,0 +1,155 @@
+"""The streams of batches a training reads: which loader makes them, on which device they end.
+
+Every stream yields dicts of tensors on the device: `image`, `float32[B, 3, S, S]` in 0..255,
+`label` `int64[B]`, `valid` `bool[B]` and `indices` `int64[B]`. Len, epochs and states are those of
+a `tarpon.Loader`. Nothing here knows the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import tarpon
+import torch
+from tarpon.torch import to_torch
+
+from components import loading
+from components.manifest import Manifest
+from components.train.distributed import Ranks
+from components.train.settings import Settings
+
+
+class DaliMissingError(RuntimeError):
+    """DALI was asked for and cannot be imported."""
+
+
+class Stream(Protocol):
+    """What the training loop needs of a loader."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Mapping[str, torch.Tensor]]: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+
+def pick_loader(settings: Settings, device: str) -> str:
+    """`tarpon` or `dali`: what `auto` comes to on this machine.
+
+    Raises:
+        DaliMissingError: `dali` was asked for and is not there.
+        SettingsError: Augmentation was asked for, which needs DALI.
+    """
+    picked = settings.loader
+    if picked == "auto":
+        picked = "dali" if device.startswith("cuda") and _dali_is_there() else "tarpon"
+    if picked == "dali" and not _dali_is_there():
+        raise DaliMissingError(
+            "train.loader='dali': nvidia.dali cannot be imported, expected NVIDIA DALI; install "
+            "tarpon[dali-cuda12] for CUDA 12 or tarpon[dali-cuda13] for CUDA 13, or set "
+            "train.loader=tarpon"
+        )
+    settings.require_augmenting(picked)
+    return picked
+
+
+@contextlib.contextmanager
+def train_stream(
+    version: Manifest, settings: Settings, *, device: str, ranks: Ranks
+) -> Iterator[Stream]:
+    """Shuffled, randomly cropped and flipped batches; one batch is this rank's optimiser step.
+
+    The order depends on `batch_size` and `seed` alone: the ranks and the parts of a step share one
+    stream, however many there are.
+    """
+    picked = pick_loader(settings, device)
+    with loading.train_batches(
+        version,
+        batch_size=settings.split(ranks.world_size),
+        image_size=settings.image_size,
+        seed=settings.seed,
+        threads=settings.threads or ranks.threads,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        raw=picked == "dali",
+    ) as loader, _on_device(loader, picked, settings, device, train=True) as stream:  # fmt: skip
+        yield stream
+
+
+@contextlib.contextmanager
+def val_stream(
+    version: Manifest, settings: Settings, *, device: str, ranks: Ranks
+) -> Iterator[Stream]:
+    """Every sample of the val split once over all ranks; `valid` is false for mere filling."""
+    picked = pick_loader(settings, device)
+    with loading.evaluation_batches(
+        version,
+        "val",
+        batch_size=settings.split(ranks.world_size),
+        image_size=settings.image_size,
+        threads=settings.threads or ranks.threads,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        last="pad",
+        raw=picked == "dali",
+    ) as loader, _on_device(loader, picked, settings, device, train=False) as stream:  # fmt: skip
+        yield stream
+
+
+@contextlib.contextmanager
+def _on_device(
+    loader: tarpon.Loader, picked: str, settings: Settings, device: str, *, train: bool
+) -> Iterator[Stream]:
+    if picked == "tarpon":
+        yield _Decoded(loader, device)
+        return
+    dali = importlib.import_module("tarpon.dali")
+    pipeline = dali.ImagePipeline(
+        loader,
+        image="image",
+        label="label",
+        size=settings.image_size,
+        train=train,
+        device="gpu" if device.startswith("cuda") else "cpu",
+        augment=settings.augment if train else None,
+        num_threads=settings.threads,
+    )
+    with contextlib.closing(pipeline):
+        yield pipeline
+
+
+class _Decoded:
+    """Images decoded by tarpon's threads, copied to the device."""
+
+    def __init__(self, loader: tarpon.Loader, device: str) -> None:
+        self._loader, self._device = loader, device
+        self.set_epoch = loader.set_epoch
+        self.state_dict = loader.state_dict
+        self.load_state_dict = loader.load_state_dict
+        self.stats = loader.stats
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self._loader:
+            columns = {name: column.to(self._device) for name, column in to_torch(batch).items()}
+            columns["image"] = columns["image"].permute(0, 3, 1, 2).float()
+            yield columns
+
+
+def _dali_is_there() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
