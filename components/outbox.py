@@ -68,6 +68,12 @@ class Outbox:
             for _ in range(self._in_file):
                 yield self._file.readline().removesuffix("\n")
 
+    def close(self) -> None:
+        """Give the file back, and with it what lies there."""
+        if self._file is not None:
+            self._file.close()
+            self._file, self._in_file, self._read_at = None, 0, 0
+
     def _keep(self, line: str) -> None:
         self._lines.append(line)
         self._held += len(line) + _PER_LINE
@@ -83,5 +89,4 @@ class Outbox:
             self._in_file -= 1
         self._read_at = self._file.tell()
         if not self._in_file:
-            self._file.close()
-            self._file, self._read_at = None, 0
+            self.close()

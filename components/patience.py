@@ -39,19 +39,18 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         said = str(error.message)
         return error.error_code in _AWAY_CODES or any(text in said for text in _AWAY_TEXTS)
-    return isinstance(error, ConnectionError | TimeoutError)
+    return isinstance(error, OSError)  # requests' and urllib3's errors among them
 
 
 def reason(error: BaseException) -> str:
     """An error of MLflow in one line and without secrets.
 
-    Of the client's long chain of wrapped errors only the innermost says anything.
+    Of the client's chain of wrapped errors only the innermost says what happened.
     """
-    text = " ".join(str(error).split())
-    for mark in ("Caused by ", "Connection aborted."):
-        _, found, rest = text.partition(mark)
-        if found:
-            text = (rest if mark.startswith("Caused") else found + rest).rstrip(")'\" ")
+    if is_away(error):
+        while (inner := error.__cause__ or error.__context__) is not None:
+            error = inner
+    text = " ".join(str(error).split()) or type(error).__name__
     return without_secrets(text)[:300]
 
 

@@ -213,7 +213,11 @@ class RunLog:
             self._closed = True
             self._kick.set()
         self._thread.join(STOP_PATIENCE_S)  # a request under way has its own timeout
-        return self._keep_unsent()
+        kept = self._keep_unsent()
+        with self._lock:
+            for lane in (self._records, self._files):
+                lane.outbox.close()
+        return kept
 
     def __enter__(self) -> Self:
         return self

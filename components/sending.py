@@ -111,7 +111,7 @@ def find_run(client: mlflow.MlflowClient, run_id: str) -> mlflow.entities.Run:
 
     Raises:
         RunGoneError: It is deleted, or there never was one.
-        MlflowException: The server is away or says no.
+        MlflowException, ConnectionError: The server is away or says no.
     """
     try:
         found = client.get_run(run_id)
@@ -119,9 +119,21 @@ def find_run(client: mlflow.MlflowClient, run_id: str) -> mlflow.entities.Run:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise RunGoneError(f"run {run_id}: found none of this id") from error
         raise
+    require_answer(found.info.run_id)
     if found.info.lifecycle_stage != "active":
         raise RunGoneError(f"run {run_id}: found it deleted")
     return found
+
+
+def require_answer(answered_id: str) -> str:
+    """The id in an answer. MLflow's client takes a reply that broke off for one with empty fields.
+
+    Raises:
+        ConnectionError: It is empty.
+    """
+    if not answered_id:
+        raise ConnectionError("the answer broke off")
+    return answered_id
 
 
 def as_input(entry: Mapping[str, Any]) -> DatasetInput:

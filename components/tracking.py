@@ -31,7 +31,7 @@ from components.manifest import Manifest
 from components.patience import PATIENCE_S, TrackingError, is_away, patiently, reason, server
 from components.run_log import STOP_PATIENCE_S, RunLog
 from components.run_names import params_of
-from components.sending import LIMITS, Entry, RunGoneError, as_input, find_run
+from components.sending import LIMITS, Entry, RunGoneError, as_input, find_run, require_answer
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 """Where runs go when `MLFLOW_TRACKING_URI` says nothing: the folder one stands in."""
@@ -63,6 +63,7 @@ def connect() -> mlflow.MlflowClient:
     for name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # steps print a report there
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_TIMEOUT_S)
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
     return mlflow.MlflowClient()
@@ -174,8 +175,9 @@ def _new_run(client: mlflow.MlflowClient, experiment_id: str, tags: dict[str, st
     query = f"tags.`{ATTEMPT_TAG}` = '{tags[ATTEMPT_TAG]}'"
     found = client.search_runs([experiment_id], query, max_results=1)
     if found:
-        return str(found[0].info.run_id)
-    return str(client.create_run(experiment_id, tags=context.resolve_tags(tags)).info.run_id)
+        return require_answer(found[0].info.run_id)
+    made = client.create_run(experiment_id, tags=context.resolve_tags(tags))
+    return require_answer(made.info.run_id)
 
 
 def _end_run(client: mlflow.MlflowClient, run_id: str, status: str, patience_s: float) -> None:
@@ -201,11 +203,13 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=_beside_database(name)))
+            made = client.create_experiment(name, artifact_location=_beside_database(name))
+            return require_answer(made)
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    require_answer(found.experiment_id)
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"mlflow experiment {name!r}: found it deleted, expected an active one; restore it "
