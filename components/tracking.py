@@ -144,6 +144,13 @@ def open_run(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except MlflowException as error:
+        if not is_away(error):
+            raise
+        raise TrackingError(
+            f"mlflow at {server()}: went away ({reason(error)}), expected it to take what run "
+            f"{run_id} still has to log; run the same command again"
+        ) from None
     finally:
         _end_run(client, run_id, status, patience_s)
 
