@@ -51,6 +51,10 @@ class KfpRun:
         return {key: value for key, value in known.items() if value}
 
 
+NO_RUN = KfpRun()
+"""A step that was started by hand."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options by which a container component hands KFP's placeholders to a step."""
     parser.add_argument("--kfp-run", metavar="ID", help="id of the KFP run, set by the pipeline")

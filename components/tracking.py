@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context import registry as context
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
+from components import links
 from components.code import code_digest, code_version
 from components.manifest import Manifest
 from components.patience import PATIENCE_S, TrackingError, is_away, patiently, reason, server
@@ -296,6 +297,13 @@ def log_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, An
         client.log_batch(run_id, params=params[at : at + LIMITS["param"]])
 
 
+def run_metadata(run_id: str, model_uri: str) -> dict[str, str]:
+    """What a KFP artifact says of a run and its model: `links.mlflow_metadata`."""
+    client = connect()
+    experiment = patiently(lambda: find_run(client, run_id)).info.experiment_id
+    return links.mlflow_metadata(experiment, run_id, model_uri)
+
+
 def champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
     """The version of a registered model with the alias `champion`, or None."""
     try:
@@ -360,4 +368,5 @@ __all__ = [
     "open_run",
     "patiently",
     "run_is_usable",
+    "run_metadata",
 ]

@@ -16,10 +16,11 @@ from typing import Any
 from tarpon import TarponError
 
 from components.executor import ExecutorInputError, Task
+from components.links import NO_RUN, KfpRun, add_arguments
 from components.loading import DeviceError, EmptySplitError, OneClassError, UnprovenDatasetError
 from components.manifest import ManifestError
 from components.store import Store, StoreError
-from components.tracking import TrackingError
+from components.tracking import TrackingError, run_metadata
 from components.train import run
 from components.train.loop import NonFiniteLossError, StopRequested
 from components.train.model import UnknownModelError
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.executor_input is not None:
-            run_task(Task.from_json(options.executor_input))
+            run_task(Task.from_json(options.executor_input), KfpRun.from_options(options))
         else:
             print(_by_hand(options).to_json())
     except StopRequested as stop:
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run_task(task: Task) -> run.TrainReport:
+def run_task(task: Task, kfp: KfpRun = NO_RUN) -> run.TrainReport:
     """Do one KFP task: `config` and `dataset` in; `model`, `metrics` and `run_id` out."""
     config = task.config()
     pointer = json.loads(task.input_path("dataset").read_text(encoding="utf-8"))
@@ -73,13 +74,15 @@ def run_task(task: Task) -> run.TrainReport:
         output=output,
         experiment=experiment,
         config=config,
+        kfp=kfp,
         **config["train"],
     )
+    pages = run_metadata(report.run_id, report.model_uri)
     report.write(task.output_path("model"))
-    task.set_metadata("model", report.summary())
+    task.set_metadata("model", report.summary() | pages)
     metrics = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_s")
     found = {name: getattr(report, name) for name in metrics}
-    task.set_metadata("metrics", {name: v for name, v in found.items() if v is not None})
+    task.set_metadata("metrics", {n: v for n, v in found.items() if v is not None} | pages)
     task.set_parameter("run_id", report.run_id)
     task.finish()
     return report
@@ -103,6 +106,7 @@ def _by_hand(options: argparse.Namespace) -> run.TrainReport:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m components.train", description=run.__doc__)
     parser.add_argument("--executor-input", metavar="JSON", help="what KFP's launcher passes")
+    add_arguments(parser)
     parser.add_argument("--dataset", metavar="URL", help="folder of a published dataset version")
     parser.add_argument(
         "--output", metavar="DIR", help="folder for checkpoints, or s3://bucket/prefix"

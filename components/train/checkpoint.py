@@ -36,6 +36,7 @@ class State:
         model, optimizer: Their state dicts.
         loader: The train loader's state dict.
         rng: Torch's random states, by device.
+        mlflow: What the run had not taken yet: `RunLog.pending`.
     """
 
     run_id: str
@@ -47,6 +48,7 @@ class State:
     optimizer: dict[str, Any]
     loader: dict[str, Any]
     rng: dict[str, Any]
+    mlflow: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpoints:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from components.progress import track
-from components.tracking import MetricLog
+from components.run_log import RunLog
 from components.train.checkpoint import Checkpoints, State, random_states, set_random_states
 from components.train.settings import Settings
 
@@ -87,7 +87,7 @@ class Trainer:
         device: str,
         batches: tarpon.Loader,
         validation: tarpon.Loader | None,
-        metrics: MetricLog,
+        metrics: RunLog,
         checkpoints: Checkpoints,
         run_id: str,
         stop: StopSignals,
@@ -208,7 +208,6 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self) -> str:
-        self._metrics.flush()
         path = self._checkpoints.save(
             State(
                 run_id=self._run_id,
@@ -220,6 +219,7 @@ class Trainer:
                 optimizer=self._optimizer.state_dict(),
                 loader=self._batches.state_dict(),
                 rng=random_states(),
+                mlflow=self._metrics.pending(),
             )
         )
         self._saved = time.monotonic()

@@ -22,10 +22,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import nn
 
-from components import figures, loading, manifest, tracking
+from components import figures, links, loading, manifest, tracking
 from components.manifest import Manifest
 from components.report import Report
+from components.run_log import RunLog
 from components.store import Store
+from components.system_metrics import SystemMetrics
 from components.train.checkpoint import Checkpoints, State
 from components.train.loop import StopSignals, Trainer
 from components.train.model import build_model
@@ -35,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 GRID_IMAGES = 24
 REPORT = "report.json"
+UNSENT = "mlflow-unsent.jsonl"
+"""Beside the checkpoints: what the tracking server could not take before its patience was over."""
 
 _DEFAULTS = Settings()
 
@@ -89,6 +93,7 @@ def train(
     allow_unproven: bool = False,
     fresh: bool = False,
     config: Mapping[str, Any] | None = None,
+    kfp: links.KfpRun = links.NO_RUN,
 ) -> TrainReport:
     """Train to the last epoch and log the model.
 
@@ -100,6 +105,7 @@ def train(
         allow_unproven: Train even if the split's proof is missing or does not match.
         fresh: Begin again, whatever checkpoints there are.
         config: The whole pipeline config, kept with the run; None where there is none.
+        kfp: The pipeline run that this is a task of, for a link to it.
 
     Raises:
         OneClassError, UnprovenDatasetError, EmptySplitError, DeviceError, SettingsError,
@@ -136,6 +142,7 @@ def train(
         store=store,
         experiment=experiment,
         config=dict(config) if config else {"train": dataclasses.asdict(settings)},
+        kfp=kfp,
     ).run(fresh=fresh)
 
 
@@ -149,6 +156,7 @@ class _Training:
     store: Store
     experiment: str
     config: dict[str, Any]
+    kfp: links.KfpRun
 
     def run(self, *, fresh: bool) -> TrainReport:
         client = tracking.connect()
@@ -162,21 +170,25 @@ class _Training:
             )
             return done
         state = checkpoints.load_newest()
-        earlier = state.run_id if state and tracking.run_is_usable(client, state.run_id) else None
-        if state and earlier is None:
-            _log.warning("mlflow has no run %s any more; going on in a new one", state.run_id)
         name = f"{self.version.name}-{self.version.version}-{self.settings.model}"
         tags = tracking.dataset_tags(self.version) | {"train.device": self.device}
-        with tracking.open_run(
-            client, experiment=self.experiment, name=name, tags=tags, resume=earlier
-        ) as run_id:
+        with (
+            tracking.open_run(
+                client,
+                experiment=self.experiment,
+                name=name,
+                tags=tags | self.kfp.tags(),
+                resume=state.run_id if state else None,
+                description=self._description(tags),
+                system_metrics=False,
+            ) as run_id,
+            RunLog(client, run_id, unsent=self.store.url(UNSENT)) as log,
+            SystemMetrics(log),
+        ):
             _log.info("mlflow run %s in experiment %r", run_id, self.experiment)
-            resumed = run_id == earlier
-            self._log_inputs(client, run_id)
-            trainer = self._fit(client, run_id, checkpoints, state, resumed=resumed)
-            report = self._report(
-                trainer, run_id, checkpoints.newest(), state.step if state else None
-            )
+            self._log_inputs(log)
+            trainer = self._fit(log, checkpoints, state)
+            report = self._report(trainer, log, checkpoints.newest(), state.step if state else None)
         self.store.write_bytes(REPORT, (report.to_json() + "\n").encode())
         return report
 
@@ -188,27 +200,25 @@ class _Training:
         report = TrainReport.from_json(text, where=self.store.url(REPORT))
         if not tracking.run_is_usable(client, report.run_id):
             return None
+        model_id = tracking.model_id_of(report.model_uri)
         with contextlib.suppress(mlflow.MlflowException):
-            client.get_logged_model(tracking.model_id_of(report.model_uri))
+            tracking.patiently(lambda: client.get_logged_model(model_id))
             return report
         return None
 
-    def _log_inputs(self, client: mlflow.MlflowClient, run_id: str) -> None:
-        tracking.log_params(client, run_id, self.config)
-        client.log_text(run_id, json.dumps(self.config, indent=2, sort_keys=True), "config.json")
+    def _description(self, tags: Mapping[str, str]) -> str:
+        facts = {"dataset": self.version.url, "digest": tags["dataset.digest"][:16]}
+        facts["code"] = tags["code.version"]
+        return links.description(facts, {"KFP run": self.kfp.url})
+
+    def _log_inputs(self, log: RunLog) -> None:
+        log.log_params(self.config)
+        log.log_text(json.dumps(self.config, indent=2, sort_keys=True), "config.json")
         for split in ("train", "val"):
             if samples := loading.split_samples(self.version, split):
-                tracking.log_dataset(client, run_id, self.version, split, samples)
+                log.log_input(tracking.input_entry(self.version, split, samples))
 
-    def _fit(
-        self,
-        client: mlflow.MlflowClient,
-        run_id: str,
-        checkpoints: Checkpoints,
-        state: State | None,
-        *,
-        resumed: bool,
-    ) -> Trainer:
+    def _fit(self, log: RunLog, checkpoints: Checkpoints, state: State | None) -> Trainer:
         """Build network and loaders, train to the last epoch, give back what holds the result."""
         settings, version = self.settings, self.version
         torch.manual_seed(settings.seed)
@@ -217,7 +227,6 @@ class _Training:
         network = build_model(settings.model, len(version.classes)).to(self.device)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         size = {"batch_size": settings.batch_size, "image_size": settings.image_size}
-        metrics = tracking.MetricLog(client, run_id, resumed=resumed)
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(StopSignals())
             batches = stack.enter_context(
@@ -234,44 +243,42 @@ class _Training:
                 device=self.device,
                 batches=batches,
                 validation=validation,
-                metrics=metrics,
+                metrics=log,
                 checkpoints=checkpoints,
-                run_id=run_id,
+                run_id=log.run_id,
                 stop=stop,
-                on_first_batch=lambda batch: self._log_samples(client, run_id, batch),
+                on_first_batch=lambda batch: self._log_samples(log, batch),
             )
             if state is not None:
                 trainer.restore(state)
                 for row in state.history:  # a new run gets the finished epochs as well
-                    metrics.add(round(row["epoch"]) * len(batches), row)
+                    log.add(round(row["epoch"]) * len(batches), row)
+                log.restore(state.mlflow)
                 _log.info("going on after step %d, epoch %d", state.step, state.epoch + 1)
-            try:
-                trainer.fit()
-            finally:
-                metrics.flush()
+            else:
+                log.restore()
+            trainer.fit()
         return trainer
 
-    def _log_samples(
-        self, client: mlflow.MlflowClient, run_id: str, batch: Mapping[str, Any]
-    ) -> None:
+    def _log_samples(self, log: RunLog, batch: Mapping[str, Any]) -> None:
         """A grid of what the network is fed: after crop, flip and resize."""
         images = np.asarray(batch["image"][:GRID_IMAGES])
         captions = [self.version.classes[label] for label in batch["label"][:GRID_IMAGES]]
         grid = figures.image_grid(images, captions, title="the first batch, as the network sees it")
-        client.log_figure(run_id, grid, "samples/train.png")
+        log.log_figure(grid, "samples/train.png")
 
     def _report(
-        self, trainer: Trainer, run_id: str, checkpoint: str, resumed_from: int | None
+        self, trainer: Trainer, log: RunLog, checkpoint: str, resumed_from: int | None
     ) -> TrainReport:
         """Log the curves and the model, and say what there is."""
-        client = mlflow.MlflowClient()
-        client.log_figure(run_id, figures.curves(trainer.history), "curves.png")
+        log.log_figure(figures.curves(trainer.history), "curves.png")
+        log.flush()  # MLflow links to a model what its run has when it is logged
         start = time.monotonic()
-        model_uri = self._log_model(trainer.model, trainer.step)
+        model_uri = tracking.patiently(lambda: self._log_model(trainer.model, trainer.step))
         _log.info("model logged as %s in %.1f s", model_uri, time.monotonic() - start)
         last = trainer.history[-1]
         return TrainReport(
-            run_id=run_id,
+            run_id=log.run_id,
             model_uri=model_uri,
             checkpoint=checkpoint,
             dataset_url=self.version.url,
