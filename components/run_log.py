@@ -38,7 +38,7 @@ KICK_AT = 500
 """So many entries are sent at once, however little time has passed."""
 
 STOP_PATIENCE_S = 10.0
-"""How long `with` waits for the server after Ctrl-C or SIGTERM: a pod is killed after 30 s."""
+"""How long `with` waits for the server after an error or SIGTERM: a pod is killed after 30 s."""
 
 _log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self.close(STOP_PATIENCE_S if isinstance(error, KeyboardInterrupt) else PATIENCE_S)
+        self.close(PATIENCE_S if error is None else STOP_PATIENCE_S)
 
     def _keep_unsent(self) -> str:
         lines = self._refused + self.pending()

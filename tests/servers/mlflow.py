@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.servers.process import START_S, ServerError, environment, free_ports
+from tests.servers.process import START_S, ServerError, end_with_parent, environment, free_ports
 
 
 class MlflowServer:
@@ -51,6 +51,7 @@ class MlflowServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
         until = time.monotonic() + START_S
         while not self._answers():
