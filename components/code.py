@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import os
 import subprocess
@@ -23,3 +24,13 @@ def code_version() -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version("tarpon")
     return "unknown"
+
+
+@functools.cache
+def code_digest() -> str:
+    """sha256 over the components' Python files: it tells apart what `-dirty` does not."""
+    here = Path(__file__).parent
+    total = hashlib.sha256()
+    for file in sorted(here.rglob("*.py")):
+        total.update(f"{file.relative_to(here)}\0".encode() + file.read_bytes())
+    return total.hexdigest()

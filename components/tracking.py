@@ -7,12 +7,11 @@ address comes from `MLFLOW_TRACKING_URI` and whatever else MLflow reads from the
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import logging
 import os
 import re
-import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,17 +20,28 @@ from typing import Any
 import mlflow
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context import registry as context
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from components.code import code_version
+from components import links
+from components.code import code_digest, code_version
 from components.manifest import Manifest
+from components.patience import PATIENCE_S, TrackingError, is_away, patiently, reason, server
+from components.run_log import STOP_PATIENCE_S, RunLog
+from components.run_names import params_of
+from components.sending import LIMITS, Entry, RunGoneError, as_input, find_run, require_answer
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 """Where runs go when `MLFLOW_TRACKING_URI` says nothing: the folder one stands in."""
+
+REQUEST_TIMEOUT_S = "60"
+"""Seconds until a request that nobody answers has failed; MLFLOW_HTTP_REQUEST_TIMEOUT decides."""
+
+ATTEMPT_TAG = "tarpon.attempt"
+"""Names the start that made a run, so that a lost answer does not leave a second, empty run."""
 
 DIGEST_CHARS = 36
 """MLflow refuses longer dataset digests; the full one is in the run's tag `dataset.digest`."""
@@ -39,31 +49,40 @@ DIGEST_CHARS = 36
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 """Split name to the dataset context MLflow's UI knows."""
 
-FLUSH_EVERY_S = 5.0
-BATCH_METRICS = 1000
-"""The most metrics MLflow accepts in one call."""
-
-
-class TrackingError(RuntimeError):
-    """MLflow does not hold what a step was told it holds; the message names it."""
+_log = logging.getLogger(__name__)
 
 
 def connect() -> mlflow.MlflowClient:
-    """Point MLflow at the tracking server and quieten what it logs about itself."""
+    """Point MLflow at the tracking server and quieten what it logs about itself.
+
+    MLflow's client would send a request again by itself, for minutes, whether or not the server
+    took the first one. Trying again is `patiently`'s and `RunLog`'s business, who know what may be
+    sent twice.
+    """
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # steps print a report there
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_TIMEOUT_S)
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
     return mlflow.MlflowClient()
 
 
-def run_is_usable(client: mlflow.MlflowClient, run_id: str) -> bool:
-    """Whether the tracking server still has this run, not deleted."""
+def run_is_usable(
+    client: mlflow.MlflowClient, run_id: str, *, patience_s: float = PATIENCE_S
+) -> bool:
+    """Whether the tracking server still has this run, not deleted; waits for an absent server.
+
+    Raises:
+        TrackingError: The server stays away.
+    """
     try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
+        patiently(lambda: find_run(client, run_id), patience_s=patience_s)
+    except RunGoneError:
         return False
+    return True
 
 
 @contextlib.contextmanager
@@ -74,24 +93,51 @@ def open_run(
     name: str,
     tags: Mapping[str, str],
     resume: str | None = None,
+    description: str = "",
+    patience_s: float = PATIENCE_S,
+    system_metrics: bool = True,
 ) -> Iterator[str]:
-    """One MLflow run around a `with` block; yields its id.
+    """One MLflow run around a `with` block; yields its id. Of a training's ranks, only rank 0.
 
     The run is, in this order: the one named by `MLFLOW_RUN_ID` (KFP's MLflow plugin puts it
-    there), `resume`, or a new one. It ends FINISHED, FAILED after an exception, or KILLED after
-    Ctrl-C or SIGTERM.
+    there), `resume`, or a new one; new as well, and said, where `resume` was deleted. It ends
+    FINISHED, FAILED after an exception, or KILLED after Ctrl-C or SIGTERM. One that was killed
+    without a word stays RUNNING in MLflow until somebody resumes it.
+
+    Args:
+        description: Markdown, shown at the top of the run's page.
+        patience_s: How long to wait for an absent server, at the start and at the end.
+        system_metrics: Leave these to MLflow's own thread, which stops for good at the first
+            outage; False where `SystemMetrics` takes them.
+
+    Raises:
+        TrackingError: The server stays away or says no, or the injected run is deleted.
     """
-    run_id = os.environ.get("MLFLOW_RUN_ID") or resume
-    if run_id is None:
-        all_tags = context.resolve_tags({"mlflow.runName": name, **tags})
-        created = client.create_run(_experiment_id(client, experiment), tags=all_tags)
-        run_id = str(created.info.run_id)
-    else:
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    os.environ.pop("MLFLOW_RUN_ID", None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a GPU library it looks for warns that it has moved
-        mlflow.start_run(run_id=run_id, log_system_metrics=_has("psutil"))
+    marks = dict(tags) | ({MLFLOW_RUN_NOTE: description} if description else {})
+    injected = os.environ.get("MLFLOW_RUN_ID")
+    attempt = uuid.uuid4().hex
+
+    def start() -> str:
+        run_id = _injected(client, injected) if injected else _resumed(client, resume)
+        if run_id is None:
+            made = {MLFLOW_RUN_NAME: name, **marks, ATTEMPT_TAG: attempt}
+            run_id = _new_run(client, _experiment_id(client, experiment), made)
+        elif marks:
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in marks.items()])
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a GPU library it looks for warns that it has moved
+            mlflow.start_run(run_id=run_id, log_system_metrics=system_metrics and _has("psutil"))
+        return run_id
+
+    try:
+        run_id = patiently(start, patience_s=patience_s)
+    except MlflowException as error:
+        raise TrackingError(
+            f"mlflow at {server()}: refuses to open a run ({reason(error)}); check "
+            "MLFLOW_TRACKING_URI and its credentials; where it says 'Invalid Host header', start "
+            "the server with --allowed-hosts"
+        ) from error
     status = "FAILED"
     try:
         yield run_id
@@ -99,8 +145,65 @@ def open_run(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except MlflowException as error:
+        if not is_away(error):
+            raise
+        raise TrackingError(
+            f"mlflow at {server()}: went away ({reason(error)}), expected it to take what run "
+            f"{run_id} still has to log; run the same command again"
+        ) from None
     finally:
+        _end_run(client, run_id, status, patience_s)
+
+
+def _injected(client: mlflow.MlflowClient, run_id: str) -> str:
+    try:
+        find_run(client, run_id)
+    except RunGoneError as error:
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run_id!r}: {error} at {server()}, expected an active run; restore it "
+            f"(mlflow runs restore --run-id {run_id}), or unset MLFLOW_RUN_ID for a new one"
+        ) from error
+    return run_id
+
+
+def _resumed(client: mlflow.MlflowClient, run_id: str | None) -> str | None:
+    if run_id is None:
+        return None
+    try:
+        find_run(client, run_id)
+    except RunGoneError as error:
+        _log.warning("mlflow has no run %s any more (%s); going on in a new one", run_id, error)
+        return None
+    return run_id
+
+
+def _new_run(client: mlflow.MlflowClient, experiment_id: str, tags: dict[str, str]) -> str:
+    """Make a run, or find the one that an earlier attempt made without hearing of it."""
+    query = f"tags.`{ATTEMPT_TAG}` = '{tags[ATTEMPT_TAG]}'"
+    found = client.search_runs([experiment_id], query, max_results=1)
+    if found:
+        return require_answer(found[0].info.run_id)
+    made = client.create_run(experiment_id, tags=context.resolve_tags(tags))
+    return require_answer(made.info.run_id)
+
+
+def _end_run(client: mlflow.MlflowClient, run_id: str, status: str, patience_s: float) -> None:
+    """End the run; a server that stays away does not hide why a training failed."""
+    try:
         mlflow.end_run(status)
+        return
+    except MlflowException as error:
+        if not is_away(error):
+            raise
+    if status != "FINISHED":
+        patience_s = min(patience_s, STOP_PATIENCE_S)
+    try:
+        patiently(lambda: client.set_terminated(run_id, status), patience_s=patience_s)
+    except TrackingError as error:
+        if status == "FINISHED":
+            raise
+        _log.error("run %s stays RUNNING in mlflow though it is %s: %s", run_id, status, error)
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -108,11 +211,13 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=_beside_database(name)))
+            made = client.create_experiment(name, artifact_location=_beside_database(name))
+            return require_answer(made)
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    require_answer(found.experiment_id)
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"mlflow experiment {name!r}: found it deleted, expected an active one; restore it "
@@ -148,20 +253,28 @@ def dataset_input(manifest: Manifest, split: str) -> MetaDataset:
     )
 
 
+def input_entry(manifest: Manifest, split: str, samples: int) -> Entry:
+    """One split as an input of a run, for `RunLog.log_input`."""
+    data = dataset_input(manifest, split)
+    return {
+        "kind": "input",
+        "name": data.name,
+        "digest": data.digest,
+        "source_type": data.source._get_source_type(),
+        "source": data.source.to_json(),
+        "tags": {
+            MLFLOW_DATASET_CONTEXT: CONTEXTS[split],
+            "split": split,
+            "num_samples": str(samples),
+        },
+    }
+
+
 def log_dataset(
     client: mlflow.MlflowClient, run_id: str, manifest: Manifest, split: str, samples: int
 ) -> None:
     """Put one split among a run's inputs; a second time changes nothing."""
-    data = dataset_input(manifest, split)
-    entity = Dataset(
-        name=data.name,
-        digest=data.digest,
-        source_type=data.source._get_source_type(),
-        source=data.source.to_json(),
-    )
-    tags = {MLFLOW_DATASET_CONTEXT: CONTEXTS[split], "split": split, "num_samples": str(samples)}
-    inputs = DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])
-    client.log_inputs(run_id, [inputs])
+    client.log_inputs(run_id, [as_input(input_entry(manifest, split, samples))])
 
 
 def dataset_tags(manifest: Manifest) -> dict[str, str]:
@@ -172,24 +285,23 @@ def dataset_tags(manifest: Manifest) -> dict[str, str]:
         "dataset.url": manifest.url,
         "dataset.digest": manifest.digest,
         "code.version": code_version(),
+        "code.digest": code_digest(),
     }
 
 
 def log_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, Any]) -> None:
-    """Nested settings as flat params, `train.lr`. Params are immutable: call it once per run."""
+    """Nested settings as flat params, `train.lr`. Params are immutable: the first value stays."""
     known = client.get_run(run_id).data.params
-    params = [Param(k, str(v)) for k, v in sorted(flatten(values).items()) if k not in known]
-    if params:
-        client.log_batch(run_id, params=params)
+    params = [Param(k, v) for k, v in params_of(values).items() if k not in known]
+    for at in range(0, len(params), LIMITS["param"]):
+        client.log_batch(run_id, params=params[at : at + LIMITS["param"]])
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one level with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
+def run_metadata(run_id: str, model_uri: str) -> dict[str, str]:
+    """What a KFP artifact says of a run and its model: `links.mlflow_metadata`."""
+    client = connect()
+    experiment = patiently(lambda: find_run(client, run_id)).info.experiment_id
+    return links.mlflow_metadata(experiment, run_id, model_uri)
 
 
 def champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
@@ -207,47 +319,15 @@ def accuracy_tag(test_digest: str) -> str:
     return f"test_accuracy.{test_digest[:16]}"
 
 
-class MetricLog:
-    """A run's metrics, sent in batches; a step that the run already has is never sent again.
-
-    MLflow appends a repeated step instead of replacing it, so a resumed training, which runs the
-    steps after its checkpoint once more, would draw every one of them twice.
+class MetricLog(RunLog):
+    """A RunLog by the name and the arguments that the training loop knows it by.
 
     Args:
-        resumed: The run may hold metrics already: ask it, once per key.
+        resumed: Makes no difference any more: the run itself is asked what it has.
     """
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, *, resumed: bool) -> None:
-        self._client = client
-        self._run_id = run_id
-        self._resumed = resumed
-        self._last_step: dict[str, int] = {}
-        self._waiting: list[Metric] = []
-        self._flushed = time.monotonic()
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Queue one step's values; they are sent every few seconds and by `flush`."""
-        now_ms = time.time_ns() // 1_000_000
-        for key, value in values.items():
-            if step > self._last(key):
-                self._last_step[key] = step
-                self._waiting.append(Metric(key, float(value), now_ms, step))
-        if time.monotonic() - self._flushed > FLUSH_EVERY_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send everything queued. Call before a checkpoint, so that the run is never behind it."""
-        while self._waiting:
-            batch = self._waiting[:BATCH_METRICS]
-            self._client.log_batch(self._run_id, metrics=batch)
-            del self._waiting[: len(batch)]
-        self._flushed = time.monotonic()
-
-    def _last(self, key: str) -> int:
-        if key not in self._last_step:
-            history = self._client.get_metric_history(self._run_id, key) if self._resumed else []
-            self._last_step[key] = max((metric.step for metric in history), default=-1)
-        return self._last_step[key]
+        super().__init__(client, run_id)
 
 
 def model_id_of(model_uri: str) -> str:
@@ -267,3 +347,26 @@ def model_id_of(model_uri: str) -> str:
 
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+__all__ = [
+    "CONTEXTS",
+    "DEFAULT_URI",
+    "DIGEST_CHARS",
+    "MetricLog",
+    "RunLog",
+    "TrackingError",
+    "accuracy_tag",
+    "champion",
+    "connect",
+    "dataset_input",
+    "dataset_tags",
+    "input_entry",
+    "log_dataset",
+    "log_params",
+    "model_id_of",
+    "open_run",
+    "patiently",
+    "run_is_usable",
+    "run_metadata",
+]

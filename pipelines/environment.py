@@ -11,11 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from components.links import KFP_UI, MLFLOW_UI
 from components.store import without_secrets
 from pipelines.config import Config, ConfigError
 
 MLFLOW = "MLFLOW_TRACKING_URI"
 S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
+PAGES = (KFP_UI, MLFLOW_UI)
+"""Where a browser finds the two UIs; pods get them as they are set where the pipeline is compiled,
+and runs link to each other by them (components.links)."""
 ADDRESS_KEYS = ("mlflow.uri", "store.endpoint")
 """The keys that are kept out of everything a run saves."""
 
@@ -95,7 +99,11 @@ def for_pods(config: Config) -> PodEnvironment:
         notes.append(
             "data.source is not set: give it in the `config` parameter when a run is started"
         )
-    return PodEnvironment(variables=_present(uri, config.store.endpoint), notes=notes)
+    variables = _present(uri, config.store.endpoint)
+    for name in PAGES:
+        if page := os.environ.get(name):
+            variables[name] = without_secrets(page)
+    return PodEnvironment(variables=variables, notes=notes)
 
 
 def _present(uri: str | None, endpoint: str | None) -> dict[str, str]:

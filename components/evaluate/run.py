@@ -114,12 +114,16 @@ def evaluate(
     scores = _score(version, model_uri, batch_size=batch_size, device=picked, threads=threads)
     report = _report(version, scores, model_uri, run_id)
     if champion_of is not None:
-        champion = _champion(client, champion_of, report)
+        found = report
+        champion = tracking.patiently(lambda: _champion(client, champion_of, found))
         if champion.champion_version and champion.champion_accuracy is None:
             champion = _measure_champion(client, champion, champion_of, version, batch_size, picked)
         report = champion
     _write_files(Path(output), version, report, scores)
-    _log_to_run(client, run_id, model_id, version, report, Path(output))
+    measured = report
+    tracking.patiently(
+        lambda: _log_to_run(client, run_id, model_id, version, measured, Path(output))
+    )
     _log.info("test accuracy %.4f on %d samples", report.accuracy, report.samples)
     return report
 
@@ -235,7 +239,8 @@ def _measure_champion(
     except (ModelMismatchError, tracking.TrackingError) as error:
         return dataclasses.replace(report, champion_version="", champion_note=str(error))
     tag = tracking.accuracy_tag(report.test_digest)
-    client.set_model_version_tag(name, number, tag, repr(scores.accuracy))
+    accuracy = repr(scores.accuracy)
+    tracking.patiently(lambda: client.set_model_version_tag(name, number, tag, accuracy))
     return dataclasses.replace(report, champion_accuracy=scores.accuracy)
 
 

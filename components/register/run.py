@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 from typing import Any
@@ -26,7 +27,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from components import logged_model, manifest, tracking
+from components.manifest import Manifest
+from components.patience import is_away
 from components.report import Report
+from components.sending import require_answer
 from components.store import without_secrets
 
 _log = logging.getLogger(__name__)
@@ -86,7 +90,33 @@ def register(
     """
     client = tracking.connect()
     version = manifest.read(dataset_url)
-    name = name or version.name
+    gate = functools.partial(
+        _register,
+        client,
+        version,
+        model_uri=model_uri,
+        run_id=run_id,
+        accuracy=accuracy,
+        name=name or version.name,
+        min_accuracy=min_accuracy,
+        margin=margin,
+        test_digest=test_digest,
+    )
+    return tracking.patiently(gate)  # again from the start: each of its requests may be repeated
+
+
+def _register(
+    client: mlflow.MlflowClient,
+    version: Manifest,
+    *,
+    model_uri: str,
+    run_id: str,
+    accuracy: float,
+    name: str,
+    min_accuracy: float,
+    margin: float,
+    test_digest: str | None,
+) -> RegisterReport:
     digest = test_digest or _digest_of(client, run_id)
     _require_logged(client, model_uri)
     tags = {
@@ -205,6 +235,8 @@ def _require_logged(client: mlflow.MlflowClient, model_uri: str) -> None:
     try:
         client.get_logged_model(tracking.model_id_of(model_uri))
     except MlflowException as error:
+        if is_away(error):
+            raise
         raise tracking.TrackingError(
             f"{model_uri}: not found in {without_secrets(mlflow.get_tracking_uri())}, expected the "
             "model that train logged; check MLFLOW_TRACKING_URI"
@@ -224,6 +256,8 @@ def _create(
     try:
         client.create_registered_model(name)
     except MlflowException as error:
+        if is_away(error):
+            raise
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise tracking.TrackingError(
                 f"register.name={name!r}: MLflow refuses it ({error}); set register.name to a name "
@@ -233,6 +267,7 @@ def _create(
         made: ModelVersion = mlflow.register_model(
             model_uri, name, await_registration_for=60, tags=tags
         )
+    require_answer(made.version)
     return made
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from components.executor import ExecutorInputError, Task
+from components.links import add_arguments
 from components.train import launch
 from components.train.settings import Settings, SettingsError
 from components.train.stop import EXIT_CODES, StopRequested
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "`python -m pipelines --help`, under train.<name>.",
     )
     parser.add_argument("--executor-input", metavar="JSON", help="what KFP's launcher passes")
+    add_arguments(parser)
     parser.add_argument("--dataset", metavar="URL", help="folder of a published dataset version")
     parser.add_argument(
         "--output", metavar="DIR", help="folder for checkpoints, or s3://bucket/prefix"

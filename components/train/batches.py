@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import tarpon
 import torch
-from tarpon.torch import to_torch
+from tarpon.torch import TorchLoader
 
 from components import loading
 from components.manifest import Manifest
@@ -111,7 +111,8 @@ def _on_device(
     loader: tarpon.Loader, picked: str, settings: Settings, device: str, *, train: bool
 ) -> Iterator[Stream]:
     if picked == "tarpon":
-        yield _Decoded(loader, device)
+        with TorchLoader(loader, device=device, transform=_as_fed) as stream:
+            yield stream
         return
     dali = importlib.import_module("tarpon.dali")
     pipeline = dali.ImagePipeline(
@@ -128,24 +129,9 @@ def _on_device(
         yield pipeline
 
 
-class _Decoded:
-    """Images decoded by tarpon's threads, copied to the device."""
-
-    def __init__(self, loader: tarpon.Loader, device: str) -> None:
-        self._loader, self._device = loader, device
-        self.set_epoch = loader.set_epoch
-        self.state_dict = loader.state_dict
-        self.load_state_dict = loader.load_state_dict
-        self.stats = loader.stats
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self._loader:
-            columns = {name: column.to(self._device) for name, column in to_torch(batch).items()}
-            columns["image"] = columns["image"].permute(0, 3, 1, 2).float()
-            yield columns
+def _as_fed(batch: dict[str, Any]) -> dict[str, Any]:
+    """`uint8[B, S, S, 3]` as a network takes it; NHWC stays in memory, which is channels last."""
+    return batch | {"image": batch["image"].permute(0, 3, 1, 2).float()}
 
 
 def _dali_is_there() -> bool:

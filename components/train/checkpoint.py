@@ -42,6 +42,7 @@ class State:
         model, optimizer: Their state dicts.
         average: That of the weights' running average; None without one.
         loader: The train stream's state dict.
+        mlflow: What the run had not taken yet: `RunLog.pending`.
     """
 
     run_id: str
@@ -54,6 +55,7 @@ class State:
     average: dict[str, Any] | None
     optimizer: dict[str, Any]
     loader: dict[str, Any]
+    mlflow: list[str] = dataclasses.field(default_factory=list)
 
     def require_classes(self, classes: list[str], where: str) -> None:
         """Refuse to go on with other classes than those it was trained on.

@@ -11,10 +11,11 @@ from typing import Any
 from tarpon import TarponError
 
 from components.executor import ExecutorInputError, Task
+from components.links import NO_RUN, KfpRun
 from components.loading import DeviceError, EmptySplitError, OneClassError, UnprovenDatasetError
 from components.manifest import ManifestError
 from components.store import Store, StoreError
-from components.tracking import TrackingError
+from components.tracking import TrackingError, run_metadata
 from components.train import run
 from components.train.batches import DaliMissingError
 from components.train.checkpoint import CheckpointMismatchError
@@ -54,7 +55,7 @@ def work(
     """
     try:
         if task is not None:
-            run_task(task, began_s=began_s)
+            run_task(task, KfpRun.from_options(options), began_s=began_s)
             return 0
         report = run.train(
             options.dataset,
@@ -74,7 +75,7 @@ def work(
     return 0
 
 
-def run_task(task: Task, *, began_s: float | None = None) -> run.TrainReport:
+def run_task(task: Task, kfp: KfpRun = NO_RUN, *, began_s: float | None = None) -> run.TrainReport:
     """Do one KFP task: `config` and `dataset` in; `model`, `metrics` and `run_id` out."""
     config = task.config()
     pointer = json.loads(task.input_path("dataset").read_text(encoding="utf-8"))
@@ -84,15 +85,17 @@ def run_task(task: Task, *, began_s: float | None = None) -> run.TrainReport:
         experiment=config["mlflow"]["experiment"],
         config=config,
         began_s=began_s,
+        kfp=kfp,
         **config["train"],
     )
     if not _first():
         return report
+    pages = run_metadata(report.run_id, report.model_uri)
     report.write(task.output_path("model"))
-    task.set_metadata("model", report.summary())
+    task.set_metadata("model", report.summary() | pages)
     metrics = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_s")
     found = {name: getattr(report, name) for name in metrics}
-    task.set_metadata("metrics", {name: v for name, v in found.items() if v is not None})
+    task.set_metadata("metrics", {n: v for n, v in found.items() if v is not None} | pages)
     task.set_parameter("run_id", report.run_id)
     task.finish()
     return report

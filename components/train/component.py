@@ -17,5 +17,9 @@ def train(
     return dsl.ContainerSpec(
         image=IMAGE,
         command=["python3", "-m", "components.train"],
-        args=["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+        args=[
+            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
+            *("--kfp-run", dsl.PIPELINE_JOB_ID_PLACEHOLDER),
+            *("--kfp-task", dsl.PIPELINE_TASK_NAME_PLACEHOLDER),
+        ],
     )

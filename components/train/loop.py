@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from components.progress import track
-from components.tracking import MetricLog
+from components.run_log import RunLog
 from components.train.batches import Stream
 from components.train.checkpoint import Checkpoints, State
 from components.train.distributed import Ranks
@@ -27,6 +27,7 @@ from components.train.mix import Targets, mix
 from components.train.optim import Average, build_optimizer, learning_rate
 from components.train.settings import Settings
 from components.train.stop import StopRequested, StopSignals
+from components.train.watch import LoaderWatch
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Trainer:
         network: On `device` already, the same weights on every rank.
         batches: This rank's part of the train split; its length is the steps of an epoch.
         validation: Its part of the val split, or None where there is none.
-        metrics, checkpoints: None on every rank but the first.
+        metrics, checkpoints, watch: None on every rank but the first.
         key_of: The key of a train sample by its index.
         on_first_batch: Called once per training with the very first images and labels, as the
             network is fed them.
@@ -93,9 +94,9 @@ class Trainer:
         ranks: Ranks,
         batches: Stream,
         validation: Stream | None,
-        metrics: MetricLog | None,
+        metrics: RunLog | None,
         checkpoints: Checkpoints | None,
-        run_id: str,
+        watch: LoaderWatch | None,
         classes: list[str],
         stop: StopSignals,
         key_of: Callable[[int], str],
@@ -104,8 +105,8 @@ class Trainer:
     ) -> None:
         self._settings, self._ranks, self._stop = settings, ranks, stop
         self._batches, self._validation = batches, validation
-        self._metrics, self._checkpoints = metrics, checkpoints
-        self._run_id, self._classes = run_id, classes
+        self._metrics, self._checkpoints, self._watch = metrics, checkpoints, watch
+        self._classes = classes
         self._key_of, self._on_first_batch = key_of, on_first_batch
         self._began_s = began_s
         self._kind = device.partition(":")[0]
@@ -158,7 +159,10 @@ class Trainer:
         with self._explained():
             for batch in stream:
                 self._train_on(batch)
-                if self.step % self._epoch_steps == 0:
+                ends = self.step % self._epoch_steps == 0
+                if self._watch is not None:
+                    self._watch.look(self.step, now=ends)
+                if ends:
                     self._settle(0)
                     self._end_epoch()
                     self._save()
@@ -319,10 +323,9 @@ class Trainer:
         self._wanted, self._saved = "", time.monotonic()
         if self._checkpoints is None or self._metrics is None:
             return ""
-        self._metrics.flush()
         return self._checkpoints.save(
             State(
-                run_id=self._run_id,
+                run_id=self._metrics.run_id,
                 classes=self._classes,
                 epoch=self.epoch,
                 step=self.step,
@@ -332,6 +335,7 @@ class Trainer:
                 average=self._average.model.state_dict() if self._average else None,
                 optimizer=self._optimizer.state_dict(),
                 loader=self._batches.state_dict(),
+                mlflow=self._metrics.pending(),
             )
         )
 

@@ -17,11 +17,14 @@ from typing import Any
 import mlflow
 import tarpon
 import torch
+from tarpon.cpus import usable_cpus
 
-from components import figures, loading, manifest, tracking
+from components import figures, links, loading, manifest, tracking
 from components.manifest import Manifest
 from components.report import Report
+from components.run_log import RunLog
 from components.store import Store
+from components.system_metrics import SystemMetrics
 from components.train import batches as batches_of
 from components.train import distributed
 from components.train.checkpoint import Checkpoints, State
@@ -30,11 +33,14 @@ from components.train.loop import NonFiniteLossError, Trainer
 from components.train.model import build_model
 from components.train.settings import Settings, SettingsError, training_key
 from components.train.stop import StopRequested, StopSignals
+from components.train.watch import LoaderWatch
 
 _log = logging.getLogger(__name__)
 
 GRID_IMAGES = 24
 REPORT = "report.json"
+UNSENT = "mlflow-unsent.jsonl"
+"""Beside the checkpoints: what the tracking server could not take before its patience was over."""
 
 WHERE_TO_BEGIN = "where to begin"
 THE_END = "end its run and write the report"
@@ -80,6 +86,7 @@ def train(
     fresh: bool = False,
     config: Mapping[str, Any] | None = None,
     began_s: float | None = None,
+    kfp: links.KfpRun = links.NO_RUN,
     **settings: Any,
 ) -> TrainReport:
     """Train to the last epoch and log the model.
@@ -96,6 +103,7 @@ def train(
         config: The whole pipeline config, kept with the run; None where there is none.
         began_s: When the command was started, seconds since the epoch: the log says how long the
             first step took to come.
+        kfp: The pipeline run that this is a task of, for a link to it.
         settings: The fields of `Settings` by name; what is left out has its default.
 
     Raises:
@@ -128,6 +136,7 @@ def train(
             experiment=experiment,
             config=dict(config) if config else {"train": dataclasses.asdict(chosen)},
             began_s=began_s,
+            kfp=kfp,
         ).run(fresh=fresh)
 
 
@@ -166,6 +175,7 @@ class _Training:
     experiment: str
     config: dict[str, Any]
     began_s: float | None
+    kfp: links.KfpRun
 
     def run(self, *, fresh: bool) -> TrainReport:
         if not self.ranks.first:
@@ -197,31 +207,31 @@ class _Training:
     def _lead_run(
         self, client: mlflow.MlflowClient, checkpoints: Checkpoints, state: State | None
     ) -> TrainReport:
-        earlier = state.run_id if state and tracking.run_is_usable(client, state.run_id) else None
-        if state and earlier is None:
-            _log.warning("mlflow has no run %s any more; going on in a new one", state.run_id)
         name = f"{self.version.name}-{self.version.version}-{self.settings.model}"
         tags = tracking.dataset_tags(self.version) | {"train.device": self.device}
-        with tracking.open_run(
-            client, experiment=self.experiment, name=name, tags=tags, resume=earlier
-        ) as run_id:
+        with (
+            tracking.open_run(
+                client,
+                experiment=self.experiment,
+                name=name,
+                tags=tags | self.kfp.tags(),
+                resume=state.run_id if state else None,
+                description=self._description(tags),
+                system_metrics=False,
+            ) as run_id,
+            RunLog(client, run_id, unsent=self.store.url(UNSENT)) as log,
+            SystemMetrics(log),
+        ):
             _log.info("mlflow run %s in experiment %r", run_id, self.experiment)
-            self._log_inputs(client, run_id)
-            metrics = tracking.MetricLog(client, run_id, resumed=run_id == earlier)
-            try:
-                trainer = self._fit(
-                    state,
-                    run_id=run_id,
-                    metrics=metrics,
-                    checkpoints=checkpoints,
-                    on_first_batch=lambda *fed: self._log_samples(client, run_id, *fed),
-                )
-            finally:
-                metrics.flush()
-            checkpoints.wait()
-            report = self._report(
-                trainer, run_id, checkpoints.newest(), state.step if state else None
+            self._log_inputs(log)
+            trainer = self._fit(
+                state,
+                metrics=log,
+                checkpoints=checkpoints,
+                on_first_batch=lambda *fed: self._log_samples(log, *fed),
             )
+            checkpoints.wait()
+            report = self._report(trainer, log, checkpoints.newest(), state.step if state else None)
         self.store.write_bytes(REPORT, (report.to_json() + "\n").encode())
         return report
 
@@ -250,24 +260,29 @@ class _Training:
         report = self._read_report()
         if not tracking.run_is_usable(client, report.run_id):
             return None
+        model_id = tracking.model_id_of(report.model_uri)
         with contextlib.suppress(mlflow.MlflowException):
-            client.get_logged_model(tracking.model_id_of(report.model_uri))
+            tracking.patiently(lambda: client.get_logged_model(model_id))
             return report
         return None
 
-    def _log_inputs(self, client: mlflow.MlflowClient, run_id: str) -> None:
-        tracking.log_params(client, run_id, self.config)
-        client.log_text(run_id, json.dumps(self.config, indent=2, sort_keys=True), "config.json")
+    def _description(self, tags: Mapping[str, str]) -> str:
+        facts = {"dataset": self.version.url, "digest": tags["dataset.digest"][:16]}
+        facts["code"] = tags["code.version"]
+        return links.description(facts, {"KFP run": self.kfp.url})
+
+    def _log_inputs(self, log: RunLog) -> None:
+        log.log_params(self.config)
+        log.log_text(json.dumps(self.config, indent=2, sort_keys=True), "config.json")
         for split in ("train", "val"):
             if samples := loading.split_samples(self.version, split):
-                tracking.log_dataset(client, run_id, self.version, split, samples)
+                log.log_input(tracking.input_entry(self.version, split, samples))
 
     def _fit(
         self,
         state: State | None,
         *,
-        run_id: str = "",
-        metrics: tracking.MetricLog | None = None,
+        metrics: RunLog | None = None,
         checkpoints: Checkpoints | None = None,
         on_first_batch: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
     ) -> Trainer:
@@ -287,6 +302,8 @@ class _Training:
                 validation = stack.enter_context(batches_of.val_stream(version, settings, **where))
             else:
                 _log.warning("%s: the val split is empty, nothing is validated", version.url)
+            threads = settings.threads or ranks.threads or usable_cpus()
+            watch = None if metrics is None else LoaderWatch(batches, metrics, threads=threads)
             trainer = Trainer(
                 network=network,
                 settings=settings,
@@ -295,44 +312,44 @@ class _Training:
                 validation=validation,
                 metrics=metrics,
                 checkpoints=checkpoints,
-                run_id=run_id,
                 classes=list(version.classes),
                 stop=self.stop,
                 key_of=lambda index: tarpon.open(version.shards_url("train")).key(index),
                 on_first_batch=on_first_batch,
+                watch=watch,
                 began_s=self.began_s,
                 **where,
             )
             if state is not None:
                 trainer.restore(state)
-                for row in state.history if metrics else ():  # a new run gets them as well
-                    metrics.add(round(row["epoch"]) * len(batches), row)
                 _log.info("going on after step %d, epoch %d", state.step, state.epoch + 1)
+            if metrics is not None:
+                for row in state.history if state else ():  # a new run gets them as well
+                    metrics.add(round(row["epoch"]) * len(batches), row)
+                metrics.restore(state.mlflow if state else ())
             trainer.fit()
         return trainer
 
-    def _log_samples(
-        self, client: mlflow.MlflowClient, run_id: str, image: torch.Tensor, label: torch.Tensor
-    ) -> None:
+    def _log_samples(self, log: RunLog, image: torch.Tensor, label: torch.Tensor) -> None:
         """A grid of what the network is fed: after crop, flip, resize and mixing."""
         pixels = image[:GRID_IMAGES].permute(0, 2, 3, 1).round().clamp(0, 255)
         images = pixels.byte().cpu().numpy()
         captions = [self.version.classes[number] for number in label[:GRID_IMAGES].tolist()]
         grid = figures.image_grid(images, captions, title="the first batch, as the network sees it")
-        client.log_figure(run_id, grid, "samples/train.png")
+        log.log_figure(grid, "samples/train.png")
 
     def _report(
-        self, trainer: Trainer, run_id: str, checkpoint: str, resumed_from: int | None
+        self, trainer: Trainer, log: RunLog, checkpoint: str, resumed_from: int | None
     ) -> TrainReport:
         """Log the curves and the model, and say what there is."""
-        client = mlflow.MlflowClient()
-        client.log_figure(run_id, figures.curves(trainer.history), "curves.png")
+        log.log_figure(figures.curves(trainer.history), "curves.png")
+        log.flush()  # MLflow links to a model what its run has when it is logged
         start = time.monotonic()
-        model_uri = self._log_model(trainer)
+        model_uri = tracking.patiently(lambda: self._log_model(trainer))
         _log.info("model logged as %s in %.1f s", model_uri, time.monotonic() - start)
         last = trainer.history[-1]
         return TrainReport(
-            run_id=run_id,
+            run_id=log.run_id,
             model_uri=model_uri,
             checkpoint=checkpoint,
             dataset_url=self.version.url,

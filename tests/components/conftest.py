@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,16 +42,25 @@ def tracking(
     empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A tracking store of its own for one test; yields its URI."""
-    import mlflow
-
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.chdir(tmp_path)
+    with point_at(uri, monkeypatch):
+        yield uri
+
+
+@contextlib.contextmanager
+def point_at(uri: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make a tracking server the one that steps use, and afterwards the one of before."""
+    import mlflow
+
+    patch.setenv("MLFLOW_TRACKING_URI", uri)
+    patch.delenv("MLFLOW_RUN_ID", raising=False)
     before = mlflow.get_tracking_uri()
-    yield uri
-    mlflow.set_tracking_uri(before)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="session")

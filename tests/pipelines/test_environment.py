@@ -60,3 +60,11 @@ def test_the_shell_may_name_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_ENDPOINT_URL_S3": "http://s3-from-the-shell",
     }
     assert load(["mlflow.uri=http://typed"]).mlflow.uri == "http://typed"
+
+
+def test_pods_know_where_a_browser_finds_the_two_uis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_UI_URL", "https://bob:hunter2@kfp.example/pipeline")
+    monkeypatch.delenv("MLFLOW_UI_URL", raising=False)
+    variables = environment.for_pods(load(["mlflow.uri=http://mlflow:5000"])).variables
+    assert variables["KFP_UI_URL"] == "https://kfp.example/pipeline"
+    assert "MLFLOW_UI_URL" not in variables

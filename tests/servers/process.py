@@ -66,6 +66,11 @@ def free_ports(count: int) -> list[int]:
     raise ServerError(f"127.0.0.1: no {count} free ports among 20000..31999, expected some")
 
 
+def end_with_parent() -> None:
+    """In a child: have the kernel send SIGTERM when the thread that made it is gone."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
@@ -109,7 +114,7 @@ class Keeper:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+                preexec_fn=end_with_parent,
             )
 
     def wait_until(self, ready: Callable[[], bool], what: str) -> None:
