@@ -53,9 +53,10 @@ TP_MUST_CHECK tp_status tp_ahead_plan(tp_ahead *ahead, const uint64_t *samples, 
 /* A sample that was planned once will not be read. */
 void tp_ahead_skip(tp_ahead *ahead, uint64_t sample);
 
-/* As tp_dataset_read(), from what came.  TP_ECLOSED: stopped meanwhile. */
+/* As tp_dataset_read(), from what came; `at_once`: the caller looks at it right after.  TP_ECLOSED:
+ * stopped meanwhile. */
 TP_MUST_CHECK tp_status tp_ahead_read(tp_ahead *ahead, const struct tp_found *found,
-                                      const struct tp_member *member, uint8_t *out,
+                                      const struct tp_member *member, uint8_t *out, bool at_once,
                                       struct tp_error *err);
 
 /* Forget every plan, and what came of it. */

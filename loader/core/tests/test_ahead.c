@@ -313,7 +313,7 @@ static void test_pieces(void)
         CHECK(count >= ceilings[i] / 12288);
         for (size_t n = 0; n < count; n++) {
             struct tp_piece *piece = tp_pieces_find(&pieces, 3, n * 512);
-            tp_piece_read(&pieces, piece, 1, out, (size_t)piece->size - 1);
+            tp_piece_read(&pieces, piece, 1, out, (size_t)piece->size - 1, i % 2 == 0);
             for (size_t k = 1; k < piece->size; k++)
                 CHECK(out[k - 1] == (uint8_t)(k * 7 + n));
             piece->readers = n % 2; /* some are being read while they are dropped */
@@ -339,7 +339,7 @@ static void test_other_member(void)
     struct tp_member member = *tp_index_find(found.index, &found.sample, "bin");
     member.size += 20000;
     uint8_t *out = malloc((size_t)member.size);
-    CHECK(tp_ahead_read(ahead, &found, &member, out, &err) == TP_ECORRUPT);
+    CHECK(tp_ahead_read(ahead, &found, &member, out, true, &err) == TP_ECORRUPT);
     free(out);
     tp_found_release(remote, &found);
     tp_ahead_free(ahead);
