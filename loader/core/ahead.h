@@ -7,7 +7,8 @@
  * HTTP read: wait for the piece, copy it out, let its memory go             <-- pieces --
  *
  * The samples of a group that lie near each other in one shard come in one request: gaps below
- * TP_AHEAD_GAP are read and thrown away.  Requests begin in the order of their groups, and within
+ * TP_AHEAD_GAP_LEAST are read and thrown away, and up to TP_AHEAD_GAP those no larger than what the
+ * request brings that is wanted.  Requests begin in the order of their groups, and within
  * a group of the first use of what they bring, as far as `bytes` of memory allow.  What was never
  * planned, and what there is no room for while nothing is on its way, is read when it is asked for,
  * without that memory: so a plan can be wrong, and only costs time.
@@ -25,6 +26,7 @@
 
 enum {
     TP_AHEAD_GAP = 1 << 20,
+    TP_AHEAD_GAP_LEAST = 256 << 10,
     TP_AHEAD_REQUEST_LEAST = 6 << 20, /* most that one request brings, however little memory */
     TP_AHEAD_REQUEST = 16 << 20,      /* and however much there is */
     TP_AHEAD_BLOCKS = 64, /* of the cache that wait to be written; beside `bytes`, as are 16 more */
