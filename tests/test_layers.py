@@ -19,7 +19,7 @@ ONLY_IN = {
     "torch": r"loader/tarpon/(torch|dali|_torch_\w+)\.py|components/(train|evaluate|predict)/.*",
 }
 C_FLOORS = [
-    {"status", "alloc", "thread"},
+    {"status", "alloc", "copy", "thread"},
     {
         "rng",
         "feistel",

@@ -215,7 +215,8 @@ void tp_ahead_skip(tp_ahead *ahead, uint64_t sample)
 }
 
 tp_status tp_ahead_read(tp_ahead *ahead, const struct tp_found *found,
-                        const struct tp_member *member, uint8_t *out, struct tp_error *err)
+                        const struct tp_member *member, uint8_t *out, bool at_once,
+                        struct tp_error *err)
 {
     uint8_t        header[TP_TAR_BLOCK];
     const uint64_t offset = member->offset - TP_TAR_BLOCK;
@@ -250,8 +251,8 @@ tp_status tp_ahead_read(tp_ahead *ahead, const struct tp_found *found,
         tp_interrupt_by(NULL);
         return st;
     }
-    tp_piece_read(&ahead->pieces, piece, 0, header, sizeof header);
-    tp_piece_read(&ahead->pieces, piece, sizeof header, out, (size_t)member->size);
+    tp_piece_read(&ahead->pieces, piece, 0, header, sizeof header, true);
+    tp_piece_read(&ahead->pieces, piece, sizeof header, out, (size_t)member->size, at_once);
     (void)pthread_mutex_lock(&ahead->lock);
     used(ahead, piece);
     tp_ahead_let_go(ahead, piece);

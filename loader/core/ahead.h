@@ -7,7 +7,8 @@
  * HTTP read: wait for the piece, copy it out, let its memory go             <-- pieces --
  *
  * The samples of a group that lie near each other in one shard come in one request: gaps below
- * TP_AHEAD_GAP are read and thrown away.  Requests begin in the order of their groups, and within
+ * TP_AHEAD_GAP_LEAST are read and thrown away, and up to TP_AHEAD_GAP those no larger than what the
+ * request brings that is wanted.  Requests begin in the order of their groups, and within
  * a group of the first use of what they bring, as far as `bytes` of memory allow.  What was never
  * planned, and what there is no room for while nothing is on its way, is read when it is asked for,
  * without that memory: so a plan can be wrong, and only costs time.
@@ -25,6 +26,7 @@
 
 enum {
     TP_AHEAD_GAP = 1 << 20,
+    TP_AHEAD_GAP_LEAST = 256 << 10,
     TP_AHEAD_REQUEST_LEAST = 6 << 20, /* most that one request brings, however little memory */
     TP_AHEAD_REQUEST = 16 << 20,      /* and however much there is */
     TP_AHEAD_BLOCKS = 64, /* of the cache that wait to be written; beside `bytes`, as are 16 more */
@@ -53,9 +55,10 @@ TP_MUST_CHECK tp_status tp_ahead_plan(tp_ahead *ahead, const uint64_t *samples, 
 /* A sample that was planned once will not be read. */
 void tp_ahead_skip(tp_ahead *ahead, uint64_t sample);
 
-/* As tp_dataset_read(), from what came.  TP_ECLOSED: stopped meanwhile. */
+/* As tp_dataset_read(), from what came; `at_once`: the caller looks at it right after.  TP_ECLOSED:
+ * stopped meanwhile. */
 TP_MUST_CHECK tp_status tp_ahead_read(tp_ahead *ahead, const struct tp_found *found,
-                                      const struct tp_member *member, uint8_t *out,
+                                      const struct tp_member *member, uint8_t *out, bool at_once,
                                       struct tp_error *err);
 
 /* Forget every plan, and what came of it. */

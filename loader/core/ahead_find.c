@@ -315,14 +315,24 @@ static struct request *new_request(tp_ahead *ahead, const struct task *task, siz
     return request;
 }
 
-/* Does the place go into the request that ends with `last`? */
+/* What may lie between two places of one request.  A gap costs bytes, another request costs about
+ * as long as TP_AHEAD_GAP_LEAST of them; beyond that no more is thrown away than is wanted. */
+static uint64_t widest_gap(uint64_t wanted)
+{
+    if (wanted < TP_AHEAD_GAP_LEAST)
+        return TP_AHEAD_GAP_LEAST;
+    return wanted < TP_AHEAD_GAP ? wanted : TP_AHEAD_GAP;
+}
+
+/* Does the place go into the request? */
 static bool is_near(const struct request *request, const struct place *place)
 {
     const struct tp_piece *first = request->pieces[0], *last = request->pieces[request->count - 1];
     const uint64_t         end = last->offset + last->size;
     if (request->ahead->is_cached && place->offset / TP_SOURCE_BLOCK == (end - 1) / TP_SOURCE_BLOCK)
         return place->offset >= end; /* no block is got twice */
-    return place->offset >= end && place->offset - end < TP_AHEAD_GAP &&
+    return place->offset >= end &&
+           place->offset - end < widest_gap(request->wanted + place->size) &&
            place->offset + place->size - first->offset <= request->ahead->request_bytes;
 }
 
@@ -362,6 +372,7 @@ static void make_requests(tp_ahead *ahead, const struct task *task, const struct
         piece = tp_pieces_add(&ahead->pieces, task->shard, place->offset, place->size);
         if (piece) {
             request->pieces[request->count++] = piece;
+            request->wanted += place->size;
             if (group + place->use < request->key)
                 request->key = group + place->use;
         } else if (request->count == 0) {

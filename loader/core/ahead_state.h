@@ -38,8 +38,8 @@ struct group {
 struct request {
     tp_get            get;
     tp_ahead         *ahead;
-    struct request   *next, *before; /* while it is coming */
-    uint64_t          key, pages;
+    struct request   *next, *before;      /* while it is coming */
+    uint64_t          key, pages, wanted; /* wanted: bytes of all its pieces, when it was made */
     size_t            shard, count, current;
     bool              forgotten;
     struct tp_piece **pieces;

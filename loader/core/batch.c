@@ -254,14 +254,16 @@ tp_status tp_batch_open(tp_batch *batch, struct tp_error *err)
     return st;
 }
 
+/* `at_once`: as in tp_ahead_read(). */
 static tp_status read_member(tp_batch *batch, uint32_t slot, const struct tp_member *member,
-                             uint8_t *out, struct tp_worker *worker, struct tp_error *err)
+                             uint8_t *out, bool at_once, struct tp_worker *worker,
+                             struct tp_error *err)
 {
     uint64_t                start = tp_now_ns();
     const struct tp_recipe *recipe = batch->recipe;
     tp_status               st;
     if (recipe->ahead)
-        st = tp_ahead_read(recipe->ahead, &batch->found[slot], member, out, err);
+        st = tp_ahead_read(recipe->ahead, &batch->found[slot], member, out, at_once, err);
     else
         st = tp_dataset_read(recipe->dataset, &batch->found[slot], member, out, err);
     atomic_fetch_add_explicit(&worker->read_bytes, member->size, memory_order_relaxed);
@@ -309,7 +311,7 @@ static tp_status fill_int(tp_batch *batch, uint32_t slot, uint32_t f,
         note_bad(batch, slot, f, member->offset, reason);
         return TP_OK;
     }
-    tp_status st = read_member(batch, slot, member, text, worker, err);
+    tp_status st = read_member(batch, slot, member, text, true, worker, err);
     if (st != TP_OK)
         return st;
     if (!parse_int(text, (size_t)member->size, &values[slot])) {
@@ -361,7 +363,7 @@ static tp_status fill_crop(tp_batch *batch, uint32_t slot, uint32_t f,
         worker->encoded_size = room;
     }
     size_t    size = (size_t)member->size;
-    tp_status st = read_member(batch, slot, member, worker->encoded, worker, err);
+    tp_status st = read_member(batch, slot, member, worker->encoded, true, worker, err);
     if (st != TP_OK)
         return st;
     if (size > 0 && !tp_jpeg_sniff(worker->encoded, size)) {
@@ -420,7 +422,8 @@ void tp_batch_fill(tp_batch *batch, uint32_t slot, struct tp_worker *worker)
         }
         if (recipe->fields[f].kind == TP_FIELD_RAW) {
             uint8_t *data = tp_slab_data(batch->slab) + batch->layouts[f].data_at;
-            st = read_member(batch, slot, member, data + raw_offsets(batch, f)[slot], worker, &err);
+            data += raw_offsets(batch, f)[slot];
+            st = read_member(batch, slot, member, data, false, worker, &err);
         } else if (recipe->fields[f].kind == TP_FIELD_INT) {
             st = fill_int(batch, slot, f, member, worker, &err);
         } else {

@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { BUFFER_BYTES = 100 << 10, CONNECT_MS = 10000, REDIRECTS_MOST = 5 };
+enum { BUFFER_BYTES = 256 << 10, CONNECT_MS = 10000, REDIRECTS_MOST = 5 };
 
 /* ---- what curl calls --------------------------------------------------------------------------
  */

@@ -11,8 +11,12 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <time.h>
 
-enum { PAX_BYTES = 4 * TP_TAR_BLOCK }; /* of a header and its records, as most are */
+enum {
+    PAX_BYTES = 4 * TP_TAR_BLOCK, /* of a header and its records, as most are */
+    LOOK_NS = 100000000,          /* between two looks whether to give up */
+};
 
 struct tp_lookup {
     tp_source            *tar;
@@ -274,6 +278,22 @@ static void remember_failure(tp_lookup *lookup, const struct tp_error *err)
     lookup->failed_ns = tp_now_ns();
 }
 
+/* Become the one that loads.  TP_ECLOSED: given up while another thread was it. */
+static tp_status begin_loading(tp_lookup *lookup, struct tp_error *err)
+{
+    for (;;) {
+        struct timespec until; /* the clock of pthread_mutex_timedlock(), whatever it does */
+        (void)clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += LOOK_NS;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        if (pthread_mutex_timedlock(&lookup->loading, &until) == 0)
+            return TP_OK;
+        if (tp_interrupted())
+            return tp_fail(err, TP_ECLOSED, "interrupted");
+    }
+}
+
 static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
 {
     struct tp_text text = {.bytes = NULL};
@@ -281,7 +301,8 @@ static tp_status ensure_open(tp_lookup *lookup, struct tp_error *err)
     if (atomic_load_explicit(&lookup->ready, memory_order_acquire))
         return TP_OK;
     const uint64_t asked_ns = tp_now_ns();
-    (void)pthread_mutex_lock(&lookup->loading);
+    if ((st = begin_loading(lookup, err)) != TP_OK)
+        return st;
     if (lookup->failure && lookup->failed_ns > asked_ns) { /* while we waited for another thread */
         st = lookup->failure->status;
         if (err)
@@ -384,7 +405,8 @@ tp_status tp_lookup_find(tp_lookup *lookup, uint64_t i, tp_page **page, struct t
     *page = tp_pages_pin(lookup->pages, slot);
     if (!*page) {
         tp_index *index;
-        (void)pthread_mutex_lock(&lookup->loading);
+        if ((st = begin_loading(lookup, err)) != TP_OK)
+            return st;
         *page = tp_pages_pin(lookup->pages, slot); /* another thread may have been quicker */
         if (!*page && (st = load_page(lookup, number, &index, err)) == TP_OK)
             st = tp_pages_put(lookup->pages, slot, index, page, err);

@@ -285,9 +285,10 @@ static int module_exec(PyObject *module)
         add_type(module, &slab_spec, &state->slab_type) < 0 ||
         add_type(module, &engine_spec, &state->engine_type) < 0)
         return -1;
-    return PyModule_AddIntConstant(module, "ORDER_VERSION", TP_ORDER_VERSION) < 0
-               ? -1
-               : PyModule_AddIntConstant(module, "CACHE_BLOCK", TP_SOURCE_BLOCK);
+    if (PyModule_AddIntConstant(module, "ORDER_VERSION", TP_ORDER_VERSION) < 0 ||
+        PyModule_AddIntConstant(module, "CACHE_BLOCK", TP_SOURCE_BLOCK) < 0)
+        return -1;
+    return PyModule_AddIntConstant(module, "AHEAD_GAP_LEAST", TP_AHEAD_GAP_LEAST);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)

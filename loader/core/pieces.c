@@ -1,6 +1,7 @@
 #include "pieces.h"
 
 #include "alloc.h"
+#include "copy.h"
 #include "rng.h"
 
 #include <inttypes.h>
@@ -205,16 +206,19 @@ void tp_piece_write(const struct tp_pieces *pieces, struct tp_piece *piece, uint
 {
     for (size_t step; size > 0; at += step, bytes += step, size -= step) {
         step = left_in_page(at, size);
-        memcpy(page_of(pieces, piece, at), bytes, step);
+        tp_copy_past_caches(page_of(pieces, piece, at), bytes, step);
     }
 }
 
 void tp_piece_read(const struct tp_pieces *pieces, const struct tp_piece *piece, uint64_t at,
-                   uint8_t *out, size_t size)
+                   uint8_t *out, size_t size, bool at_once)
 {
     for (size_t step; size > 0; at += step, out += step, size -= step) {
         step = left_in_page(at, size);
-        memcpy(out, page_of(pieces, piece, at), step);
+        if (at_once)
+            memcpy(out, page_of(pieces, piece, at), step);
+        else
+            tp_copy_past_caches(out, page_of(pieces, piece, at), step);
     }
 }
 

@@ -74,8 +74,9 @@ void tp_pieces_free_gone(struct tp_pieces *pieces, struct tp_piece *piece);
 
 void tp_piece_write(const struct tp_pieces *pieces, struct tp_piece *piece, uint64_t at,
                     const uint8_t *bytes, size_t size);
+/* `at_once`: they are looked at right after, and go into the caches. */
 void tp_piece_read(const struct tp_pieces *pieces, const struct tp_piece *piece, uint64_t at,
-                   uint8_t *out, size_t size);
+                   uint8_t *out, size_t size, bool at_once);
 
 uint64_t tp_pieces_bytes(const struct tp_pieces *pieces); /* held now */
 

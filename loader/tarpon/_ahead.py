@@ -128,6 +128,8 @@ class ReadAhead:
             self._next = after(*self._next)
             if self._reach < window:
                 longest = 1 if cold else self._reach - (self.planned - self._asked)
+                if self._reads_all(longest):
+                    longest = window
             while (
                 len(group) < longest
                 and self._next[0] == group[0][0]
@@ -138,6 +140,12 @@ class ReadAhead:
             self.planned += len(group)
             yield group
         self._reach = min(self._reach * _FASTER, window)
+
+    def _reads_all(self, batches: int) -> bool:
+        """Whether samples of a window lie so dense in it that the gaps between them are read too:
+        then it is read once, for all of its samples.
+        """
+        return batches * self._each * _core.AHEAD_GAP_LEAST > self.span * self.mean
 
 
 def window_bytes(span: int, mean: float, *, members: int, world_size: int) -> int:

@@ -6,6 +6,7 @@ Buffer = Any  # whatever has the buffer protocol; typing knows it from 3.12 on
 
 ORDER_VERSION: int
 CACHE_BLOCK: int
+AHEAD_GAP_LEAST: int
 
 class Slab:
     """Memory of one batch, by the buffer protocol; writable."""

@@ -7,6 +7,8 @@ those of a given name hang for as long as a file says so.
 from __future__ import annotations
 
 import gc
+import http.server
+import json
 import logging
 import os
 import signal
@@ -295,3 +297,45 @@ def test_ctrl_c_is_heard_between_shards_that_are_indexed(folder: Path) -> None:
         tarpon._core.Dataset(many)
     assert time.monotonic() - start < IN_TIME_S
     timer.join()
+
+
+def test_ctrl_c_is_heard_while_another_thread_reads_the_index(tmp_path: Path) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Hanging(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.set()
+            go_on.wait()
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def read() -> None:
+        with pytest.raises(tarpon.StoreError):
+            dataset[0]
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        shard_list = tmp_path / "train.json"
+        entry = {"url": url, "nsamples": 9, "filesize": 1 << 20}
+        shard_list.write_text(json.dumps({"wids_version": 1, "shardlist": [entry]}))
+        dataset = tarpon.open(shard_list)
+        reader = threading.Thread(target=read)
+        main = threading.main_thread().ident
+        timers = [
+            threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)),
+            threading.Timer(6 * IN_TIME_S, go_on.set),  # or a failure would hang
+        ]
+        reader.start()
+        assert asked.wait(IN_TIME_S)
+        for timer in timers:
+            timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            dataset[0]
+        assert not go_on.is_set()
+        timers[1].cancel()
+        go_on.set()
+        reader.join()
+        server.shutdown()

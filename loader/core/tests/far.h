@@ -129,7 +129,7 @@ static inline tp_status read_right(tp_ahead *ahead, tp_dataset *dataset, tp_data
         const struct tp_member *same = tp_index_find(near.index, &near.sample, far_extensions[f]);
         CHECK(member && same && member->size == same->size && member->offset == same->offset);
         uint8_t *got = malloc(member->size + 1), *wanted = malloc(member->size + 1);
-        st = tp_ahead_read(ahead, &found, member, got, error);
+        st = tp_ahead_read(ahead, &found, member, got, f > 0, error);
         if (st == TP_OK) {
             CHECK(tp_dataset_read(local, &near, same, wanted, NULL) == TP_OK);
             CHECK(memcmp(got, wanted, (size_t)member->size) == 0);

@@ -227,6 +227,36 @@ static void test_forget(void)
     CHECK(closed > 0);
 }
 
+/* ---- ranges -----------------------------------------------------------------------------------
+ */
+
+/* Requests that bring samples of about 100 kB, planned together. */
+static unsigned requests_for(const uint64_t *samples, size_t count)
+{
+    const unsigned before = atomic_load(&far_file("big.tar")->asked);
+    tp_ahead      *ahead = ahead_of(big_remote, 64 << 20);
+    CHECK(tp_ahead_plan(ahead, samples, count, false, &err) == TP_OK);
+    for (size_t i = 0; i < count; i++)
+        CHECK(read_right(ahead, big_remote, big_local, samples[i], &err) == TP_OK);
+    CHECK(drains(ahead));
+    CHECK(stats_of(ahead).unplanned == 0);
+    tp_ahead_free(ahead);
+    return atomic_load(&far_file("big.tar")->asked) - before;
+}
+
+/* A gap goes into the request if it is small, or no larger than what is wanted around it. */
+static void test_gaps(void)
+{
+    CHECK(requests_for((const uint64_t[]){0, 3}, 2) == 1);           /* 200 kB */
+    CHECK(requests_for((const uint64_t[]){0, 4}, 2) == 2);           /* 300 kB for 200 */
+    CHECK(requests_for((const uint64_t[]){0, 1, 2, 3, 8}, 5) == 1);  /* 400 kB for 500 */
+    CHECK(requests_for((const uint64_t[]){0, 1, 2, 3, 10}, 5) == 2); /* 600 kB for 500 */
+    uint64_t many[BIG / 2];
+    for (size_t i = 0; i < BIG / 2; i++)
+        many[i] = i < 20 ? i : i + 15; /* 1.5 MB are too many for any */
+    CHECK(requests_for(many, 30) == 2);
+}
+
 /* ---- memory -----------------------------------------------------------------------------------
  */
 
@@ -313,7 +343,7 @@ static void test_pieces(void)
         CHECK(count >= ceilings[i] / 12288);
         for (size_t n = 0; n < count; n++) {
             struct tp_piece *piece = tp_pieces_find(&pieces, 3, n * 512);
-            tp_piece_read(&pieces, piece, 1, out, (size_t)piece->size - 1);
+            tp_piece_read(&pieces, piece, 1, out, (size_t)piece->size - 1, i % 2 == 0);
             for (size_t k = 1; k < piece->size; k++)
                 CHECK(out[k - 1] == (uint8_t)(k * 7 + n));
             piece->readers = n % 2; /* some are being read while they are dropped */
@@ -339,7 +369,7 @@ static void test_other_member(void)
     struct tp_member member = *tp_index_find(found.index, &found.sample, "bin");
     member.size += 20000;
     uint8_t *out = malloc((size_t)member.size);
-    CHECK(tp_ahead_read(ahead, &found, &member, out, &err) == TP_ECORRUPT);
+    CHECK(tp_ahead_read(ahead, &found, &member, out, true, &err) == TP_ECORRUPT);
     free(out);
     tp_found_release(remote, &found);
     tp_ahead_free(ahead);
@@ -366,6 +396,7 @@ int main(void)
     test_wrong_plans();
     test_skip();
     test_forget();
+    test_gaps();
     test_ceiling();
     test_stuck();
     test_other_member();

@@ -89,9 +89,9 @@ static void test_failure_once(void)
     const struct tp_member *member = tp_index_find(found.index, &found.sample, "bin");
     atomic_store(&file->status, 404);
     CHECK(tp_ahead_plan(ahead, &sample, 1, false, &err) == TP_OK);
-    CHECK(tp_ahead_read(ahead, &found, member, out, &err) == TP_EIO);
+    CHECK(tp_ahead_read(ahead, &found, member, out, true, &err) == TP_EIO);
     all_well();
-    CHECK(tp_ahead_read(ahead, &found, member, out, &err) == TP_OK);
+    CHECK(tp_ahead_read(ahead, &found, member, out, true, &err) == TP_OK);
     CHECK(payload_right(sample, out, (size_t)member->size));
     tp_found_release(remote, &found);
     tp_ahead_free(ahead);
@@ -252,7 +252,7 @@ static void test_out_of_memory(void)
             if ((st = tp_dataset_find(remote, samples[i], &found, &err)) != TP_OK)
                 break;
             const struct tp_member *member = tp_index_find(found.index, &found.sample, "bin");
-            st = tp_ahead_read(ahead, &found, member, out, &err);
+            st = tp_ahead_read(ahead, &found, member, out, true, &err);
             CHECK(st != TP_OK || payload_right(samples[i], out, (size_t)member->size));
             tp_found_release(remote, &found);
         }
