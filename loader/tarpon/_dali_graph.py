@@ -173,7 +173,8 @@ def _xy(pairs: Any) -> _dali.Floats:
 def encoded(images: Ragged) -> TensorListCPU:
     """One DALI batch that views the bytes: the buffer must outlive it, DALI does not hold it."""
     edges = images.offsets.tolist()
-    return TensorListCPU([TensorCPU(images.data[at:end]) for at, end in itertools.pairwise(edges)])
+    views = [TensorCPU(images.data[at:end]) for at, end in itertools.pairwise(edges)]
+    return TensorListCPU(views, contiguous=False)  # else it would copy them
 
 
 @pipeline_def
