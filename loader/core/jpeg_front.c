@@ -22,7 +22,7 @@ tp_status tp_jpeg_front(const uint8_t *data, size_t size, struct tp_jpeg_front *
     tp_status             st = tp_jpeg_header_read(data, size, &header, err);
     if (st != TP_OK)
         return st;
-    const bool turned = header.orientation >= 5; /* on its side */
+    const bool turned = header.last_exif >= 5; /* on its side */
     front->width = turned ? header.height : header.width;
     front->height = turned ? header.width : header.height;
     front->ends = has_end(data, size);

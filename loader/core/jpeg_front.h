@@ -1,4 +1,4 @@
-/* jpeg_front.h -- a look at a JPEG's bytes before a decoder that is not ours gets them.
+/* jpeg_front.h -- a look at a JPEG's bytes before DALI gets them, whose decoder is nvImageCodec.
  *
  * Finds what truncation and forged headers leave behind, at the price of a header's walk: the
  * entropy-coded data in between is not read.  Allocates nothing, keeps no state; any thread. */
@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 struct tp_jpeg_front {
-    uint32_t width, height; /* pixels, after the orientation is applied */
+    uint32_t width, height; /* pixels, turned as DALI turns it: by the last Exif segment */
     bool     ends; /* there is an end marker; without one only decoding tells if it is whole */
 };
 

@@ -33,8 +33,8 @@ class FrontCheck:
     without an end is decoded, to see whether it is whole; of other kinds Pillow reads the header.
 
     Attributes:
-        sizes: ``int32[B, 2]``, width and height of the images of the last call, as a person sees
-            them (EXIF applied); 0 for a bad one.
+        sizes: ``int32[B, 2]``, width and height of the images of the last call, turned as DALI
+            turns them: by their Exif tag. 0 for a bad one.
     """
 
     sizes: Int32s

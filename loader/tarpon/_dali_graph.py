@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import nvidia.dali.backend
 import nvidia.dali.types
 from nvidia.dali import fn as _fn
 from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
 from nvidia.dali.auto_aug.core import select, signed_bin
-from nvidia.dali.backend import TensorCPU, TensorListCPU
 from nvidia.dali.pipeline import do_not_convert, pipeline_def
 
 from tarpon import _dali
@@ -25,6 +25,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 
 fn: Any = _fn  # its stubs know neither every type of the wheel nor every argument
 types: Any = nvidia.dali.types
+backend: Any = nvidia.dali.backend
 
 _RAND_STEPS, _RAND_BIN, _BINS = 2, 9, 31  # torchvision's RandAugment
 _TRIVIAL_SHIFT = 32  # pixels
@@ -170,13 +171,15 @@ def _xy(pairs: Any) -> _dali.Floats:
     return np.ascontiguousarray(pairs[:, ::-1], np.float32)
 
 
-def encoded(images: Ragged) -> TensorListCPU:
+def encoded(images: Ragged) -> Any:
     """One DALI batch that views the bytes: the buffer must outlive it, DALI does not hold it."""
     edges = images.offsets.tolist()
-    views = [TensorCPU(images.data[at:end]) for at, end in itertools.pairwise(edges)]
-    return TensorListCPU(views, contiguous=False)  # else it would copy them
+    views = [backend.TensorCPU(images.data[at:end]) for at, end in itertools.pairwise(edges)]
+    return backend.TensorListCPU(views, contiguous=False)  # else it would copy them
 
 
 @pipeline_def
-def decoding(source: Any, device: str) -> Any:
-    return fn.decoders.image(fn.external_source(source=source, batch=True), device=device)
+def decoding(source: Callable[[Any], tuple[Any]], gpu: bool) -> Any:
+    """Whole images, and nothing else done to them."""
+    (images,) = fn.external_source(source=source, num_outputs=1, batch=True, batch_info=True)
+    return fn.decoders.image(images, device="mixed" if gpu else "cpu")

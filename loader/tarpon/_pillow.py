@@ -37,18 +37,23 @@ def decode(data: bytes | memoryview) -> npt.NDArray[np.uint8]:
 
 
 def look(data: bytes | memoryview) -> tuple[str, int, int]:
-    """Kind of image, width and height as seen, without decoding it where it is no JPEG.
+    """Kind of image, width and height turned by its Exif tag, of which XMP is no part.
 
-    A JPEG is decoded as a whole, which shows whether it is.
+    Reads no more than the header, but of a JPEG, which is decoded: that shows whether it is whole.
     """
     if bytes(data[:3]) == _JPEG:
         height, width, _ = decode(data).shape
         return "JPEG", width, height
     with _reading():
         image = Image.open(io.BytesIO(data), formats=_formats())
-        turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
-        width, height = image.size
-        return str(image.format), *((height, width) if turned else (width, height))
+        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in bytes(data):
+            image.load()  # it stands behind the pixels
+        tags = Image.Exif()
+        tags.load(image.info.get("exif", b""))
+        width, height = image.size  # of a TIFF, Pillow has turned it
+        if tags.get(_ORIENTATION) in _ON_ITS_SIDE and image.format != "TIFF":
+            width, height = height, width
+        return str(image.format), width, height
 
 
 def crop(

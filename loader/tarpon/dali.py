@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -114,6 +114,9 @@ class ImagePipeline:
     and augmentations follow from (seed, epoch, position) alone, on any number of ranks; but of
     ``crops="dali"`` the windows also from which samples share a batch, so that only the same
     batch size on as many ranks repeats them.
+
+    DALI turns an image by its last Exif tag alone: where a photograph has its orientation in XMP,
+    a Loader turns it and this does not.
     """
 
     def __init__(
@@ -334,31 +337,44 @@ class ImagePipeline:
         """DALI has read the inputs: the loader may write their memory again."""
 
     def _culprits(self) -> dict[int, BadSampleError]:
-        """The samples that DALI cannot decode, by index, of the first batch under way with some."""
+        """The samples that DALI fails on, by index, of the first batch under way with some."""
         bad: dict[int, BadSampleError] = {}
         field = self._loader._fields[self._image]
         for flight in self._flying:
-            images = flight.batch[self._image]
-            for slot, index in enumerate(flight.batch.indices.tolist()):
-                if not self._decodes(images[slot]):
-                    reason = "DALI does not decode it, expected an image that is whole"
-                    bad[index] = self._loader._decoder.bad_sample(index, field, reason)
+            slots = range(len(flight.batch.indices))
+            failing = [slot for slot in slots if not self._runs(flight, slot)]
+            if len(failing) == len(slots):  # is it the images?
+                failing = [slot for slot in slots if not self._runs(flight, slot, decode_only=True)]
+            for slot in failing:
+                index = int(flight.batch.indices[slot])
+                reason = "DALI does not decode it, expected an image that is whole"
+                bad[index] = self._loader._decoder.bad_sample(index, field, reason)
             if bad:
                 break
         return bad
 
-    def _decodes(self, image: memoryview) -> bool:
-        """Whether DALI decodes this image alone, in a pipeline of its own."""
-        data = np.asarray(image)
-        one = encoded(Ragged(data, np.array([0, len(data)])))
-        pipe = decoding(
-            lambda: one,
-            "mixed" if self._plan.gpu else "cpu",
-            batch_size=1,
-            num_threads=1,
-            device_id=self._device.index,
-            prefetch_queue_depth=1,
+    def _runs(self, flight: _Flight, slot: int, *, decode_only: bool = False) -> bool:
+        """Whether DALI makes this image when it is alone, in a pipeline of its own."""
+        image = np.asarray(flight.batch[self._image][slot])
+        names = self._plan.inputs()
+        inputs = dict(zip(names, flight.inputs, strict=True)) | {
+            "images": encoded(Ragged(image, np.array([0, len(image)])))
+        }
+        plan = replace(self._plan, operations=None, policy=None)
+        one = tuple(
+            inputs[name] if name == "images" else inputs[name][slot : slot + 1]
+            for name in plan.inputs()
         )
+        told = {
+            "batch_size": 1,
+            "num_threads": 1,
+            "device_id": self._device.index,
+            "prefetch_queue_depth": 1,
+        }
+        if decode_only:
+            pipe = decoding(lambda _: one[:1], plan.gpu, **told)
+        else:
+            pipe = graph(plan, lambda _: one, **told)
         try:
             pipe.run()
         except RuntimeError:

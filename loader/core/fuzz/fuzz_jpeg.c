@@ -177,7 +177,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     HOLDS(st == TP_OK || (err.status == st && *err.message));
     HOLDS(tp_jpeg_front(data, size, &front, NULL) == st);
     if (st == TP_OK) {
-        HOLDS(front.width == info.width && front.height == info.height);
+        HOLDS((uint64_t)front.width * front.height == (uint64_t)info.width * info.height);
         HOLDS(info.width && info.height && info.orientation >= 1 && info.orientation <= 8);
         if ((uint64_t)info.width * info.height <= MOST_PIXELS)
             try_crop(decoder, data, size, &info, try_full(decoder, data, size, &info));

@@ -33,6 +33,21 @@ static void sizes_are_those_of_the_turned_image(void)
     }
 }
 
+/* An orientation in XMP is Pillow's and ours, not nvImageCodec's. */
+static void only_exif_turns(void)
+{
+    static const uint8_t xmp[] = "http://ns.adobe.com/xap/1.0/\0<r tiff:Orientation=\"6\"/>";
+    struct tp_jpeg_front front;
+    uint8_t             *bytes;
+    struct making        made = photo;
+    made.app1 = xmp;
+    made.app1_size = sizeof xmp - 1;
+    const size_t size = make_jpeg(&made, &bytes);
+    CHECK(look(bytes, size, &front) == TP_OK);
+    CHECK(front.width == 60 && front.height == 50);
+    free(bytes);
+}
+
 static void no_prefix_passes_for_whole(void)
 {
     struct tp_jpeg_front front;
@@ -69,6 +84,7 @@ static void what_is_no_jpeg_is_refused(void)
 int main(void)
 {
     sizes_are_those_of_the_turned_image();
+    only_exif_turns();
     no_prefix_passes_for_whole();
     what_follows_the_end_is_ignored();
     what_is_no_jpeg_is_refused();
