@@ -347,7 +347,9 @@ class ImagePipeline:
                 failing = [slot for slot in slots if not self._runs(flight, slot, decode_only=True)]
             for slot in failing:
                 index = int(flight.batch.indices[slot])
-                reason = "DALI does not decode it, expected an image that is whole"
+                reason = (
+                    "DALI does not decode it, or cuts nothing out of it; expected a whole image"
+                )
                 bad[index] = self._loader._decoder.bad_sample(index, field, reason)
             if bad:
                 break
