@@ -106,7 +106,7 @@ struct walk {
     struct tp_jpeg_header *header;
     bool                   have_size;
     bool                   huffman;
-    uint8_t                exif, xmp; /* orientations, 0 = not seen */
+    uint8_t                exif, last_exif, xmp; /* orientations, 0 = not seen */
 };
 
 static void read_app1(struct walk *walk, struct span body)
@@ -115,6 +115,7 @@ static void read_app1(struct walk *walk, struct span body)
 
     if (starts_with(body, "Exif\0\0", 6)) {
         body = (struct span){body.at + 6, body.size - 6};
+        walk->last_exif = exif_orientation(body);
         if (starts_with(body, "Exif\0\0", 6)) /* written twice by some software */
             body = (struct span){body.at + 6, body.size - 6};
         if (walk->exif == 0)
@@ -232,6 +233,7 @@ tp_status tp_jpeg_header_read(const uint8_t *data, size_t size, struct tp_jpeg_h
         }
         at += length;
     }
+    header->last_exif = walk.last_exif ? walk.last_exif : 1;
     header->orientation = walk.exif ? walk.exif : walk.xmp ? walk.xmp : 1;
     return check_size(&walk, size, err);
 }

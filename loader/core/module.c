@@ -3,6 +3,7 @@
 
 #include "alloc.h"
 #include "crop.h"
+#include "jpeg_front.h"
 #include "order.h"
 #include "rng.h"
 #include "source.h"
@@ -228,6 +229,66 @@ static PyObject *core_decode(PyObject *module, PyObject *argument)
     return result;
 }
 
+/* One image of core_jpeg_front(): its size into `size`, and what is to be said of it into `issues`.
+ * False: an exception is set. */
+static bool look_at(const uint8_t *data, size_t bytes, Py_ssize_t slot, int32_t size[2],
+                    PyObject *issues)
+{
+    struct tp_jpeg_front front = {0};
+    struct tp_error      err = {.status = TP_OK};
+    const bool           foreign = bytes > 0 && !tp_jpeg_sniff(data, bytes);
+    if (bytes == 0)
+        (void)tp_fail(&err, TP_EBADSAMPLE, "zero bytes, expected an image");
+    else if (!foreign && tp_jpeg_front(data, bytes, &front, &err) == TP_OK && front.ends) {
+        size[0] = (int32_t)front.width; /* at most 65,500 */
+        size[1] = (int32_t)front.height;
+        return true;
+    }
+    PyObject  *issue = Py_BuildValue("(nz)", slot, err.status == TP_OK ? NULL : err.message);
+    const bool kept = issue && PyList_Append(issues, issue) == 0;
+    Py_XDECREF(issue);
+    return kept;
+}
+
+/* jpeg_front(data, offsets) -> (bytes of int32[count, 2], [(slot, message), ...]): width and height
+ * as seen of each image, and those that are none; message None: look closer, for it is no JPEG or
+ * has no end marker */
+static PyObject *core_jpeg_front(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer data, offsets;
+    if (!PyArg_ParseTuple(args, "y*y*", &data, &offsets))
+        return NULL;
+    const Py_ssize_t count = offsets.len / (Py_ssize_t)sizeof(int64_t) - 1;
+    PyObject        *sizes = NULL, *issues = NULL, *result = NULL;
+    if (count < 0)
+        PyErr_SetString(PyExc_ValueError, "offsets are int64[count + 1]");
+    else
+        sizes = PyBytes_FromStringAndSize(NULL, count * 2 * (Py_ssize_t)sizeof(int32_t));
+    issues = sizes ? PyList_New(0) : NULL;
+    bool good = issues != NULL;
+    for (Py_ssize_t slot = 0; good && slot < count; slot++) { /* under a microsecond each */
+        int64_t edge[2];
+        int32_t size[2] = {0, 0};
+        memcpy(edge, (const char *)offsets.buf + slot * (Py_ssize_t)sizeof *edge, sizeof edge);
+        if (edge[0] < 0 || edge[0] > edge[1] || edge[1] > data.len) {
+            PyErr_SetString(PyExc_ValueError, "offsets that do not rise within the data");
+            good = false;
+            break;
+        }
+        good = look_at((const uint8_t *)data.buf + edge[0], (size_t)(edge[1] - edge[0]), slot, size,
+                       issues);
+        memcpy(PyBytes_AsString(sizes) + slot * (Py_ssize_t)sizeof size, size, sizeof size);
+    }
+    if (good)
+        result = PyTuple_Pack(2, sizes, issues);
+    Py_XDECREF(sizes);
+    Py_XDECREF(issues);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&offsets);
+    return result;
+}
+
 /* random_box(width, height, scale, ratio, flip, seed, epoch, position) -> (x0, y0, x1, y1, flip) */
 static PyObject *core_random_box(PyObject *module, PyObject *args)
 {
@@ -262,6 +323,7 @@ static PyMethodDef module_methods[] = {
     {"position", core_position, METH_VARARGS, NULL},
     {"index_text", core_index_text, METH_O, NULL},
     {"decode", core_decode, METH_O, NULL},
+    {"jpeg_front", core_jpeg_front, METH_VARARGS, NULL},
     {"random_box", core_random_box, METH_VARARGS, NULL},
     {"center_box", core_center_box, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

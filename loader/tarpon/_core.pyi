@@ -111,6 +111,12 @@ def position(
 ) -> int: ...
 def index_text(path: str, /) -> bytes: ...
 def decode(jpeg: Buffer, /) -> tuple[bytes, int, int]: ...
+def jpeg_front(data: Buffer, offsets: Buffer, /) -> tuple[bytes, list[tuple[int, str | None]]]:
+    """``int32[count, 2]``, width and height as seen; and ``(slot, what is wrong)``.
+
+    ``None``: it is no JPEG or has no end marker, and wants a closer look.
+    """
+
 def random_box(
     width: int,
     height: int,

@@ -128,6 +128,8 @@ class Decoder:
         self._seed = seed
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
+        # Whoever decodes a field of raw bytes later may look at it here: slot -> what is wrong.
+        self.checks: dict[str, Callable[[Ragged], dict[int, str]]] = {}
 
     def close(self) -> None:
         if self._pool is not None:
@@ -160,6 +162,9 @@ class Decoder:
                 self._each([*images], partial(self._crop, ask, field, column, images), bad)
             elif type(field) in _FROM_BYTES:
                 column = self._convert(ask, field, column, bad)
+            elif name in self.checks:
+                for slot, reason in self.checks[name](column).items():
+                    bad.setdefault(slot, self._bad(ask, slot, field, reason))
             columns[name] = column
         return columns, bad
 
@@ -218,7 +223,11 @@ class Decoder:
         _collect(slots, lambda slot: futures[slot].result(), bad)
 
     def _bad(self, ask: Ask, slot: int, field: Field, reason: str) -> BadSampleError:
-        shard, key, members = self._dataset.find(int(ask.indices[slot]))
+        return self.bad_sample(int(ask.indices[slot]), field, reason)
+
+    def bad_sample(self, index: int, field: Field, reason: str) -> BadSampleError:
+        """That sample `index` is bad, because of what `field` reads of it."""
+        shard, key, members = self._dataset.find(index)
         offset = next(
             (at for wanted in field.extensions for name, at, _ in members if name == wanted), 0
         )

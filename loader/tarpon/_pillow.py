@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ from tarpon import _core
 from tarpon.fields import CenterCrop, Crop
 
 _JPEG = b"\xff\xd8\xff"
+_ORIENTATION = 0x0112  # EXIF's tag
+_ON_ITS_SIDE = (5, 6, 7, 8)
 # Pillow knows more, such as EPS, for which it starts Ghostscript on the bytes.
 _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
@@ -30,6 +34,26 @@ def decode(data: bytes | memoryview) -> npt.NDArray[np.uint8]:
             raise UndecodableError(str(error)) from error
         return np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
     return np.array(_open(data))
+
+
+def look(data: bytes | memoryview) -> tuple[str, int, int]:
+    """Kind of image, width and height turned by its Exif tag, of which XMP is no part.
+
+    Reads no more than the header, but of a JPEG, which is decoded: that shows whether it is whole.
+    """
+    if bytes(data[:3]) == _JPEG:
+        height, width, _ = decode(data).shape
+        return "JPEG", width, height
+    with _reading():
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in bytes(data):
+            image.load()  # it stands behind the pixels
+        tags = Image.Exif()
+        tags.load(image.info.get("exif", b""))
+        width, height = image.size  # of a TIFF, Pillow has turned it
+        if tags.get(_ORIENTATION) in _ON_ITS_SIDE and image.format != "TIFF":
+            width, height = height, width
+        return str(image.format), width, height
 
 
 def crop(
@@ -66,18 +90,25 @@ def crop(
 
 
 def _open(data: bytes | memoryview) -> Image.Image:
-    try:
+    with _reading():
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=_formats()))
         if image.mode.startswith("I;16"):  # convert() would clip 16 bits, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image.info.pop("transparency", None)  # not for RGB; convert() would warn of some
         return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever hostile bytes draw out of Pillow becomes an UndecodableError."""
+    try:
+        yield
     except UnidentifiedImageError as error:  # its text holds an address
         kinds = ", ".join(("JPEG", *_formats()))
         raise UndecodableError(f"of no kind that is read, expected an image: {kinds}") from error
     except MemoryError:
         raise
-    except Exception as error:  # hostile bytes draw TypeError, RuntimeError, ... out of Pillow
+    except Exception as error:  # TypeError, RuntimeError, ...
         raise UndecodableError(f"{error}, expected an image") from error
 
 

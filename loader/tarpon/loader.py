@@ -12,8 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,7 @@ _PATIENCE_S = 20.0  # without a batch, before it is said
 _STATE_VERSION = 2
 _MOST_EPOCHS = 2**64
 
+_T = TypeVar("_T")
 _log = logging.getLogger("tarpon")
 
 
@@ -213,13 +214,17 @@ class Loader:
         return -(-self.num_samples // self._global)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._rest_of_epoch(self._advance)
+
+    def _rest_of_epoch(self, advance: Callable[[], _T]) -> Iterator[_T]:
+        """What `advance` gives for each batch up to the epoch's end; then the next epoch begins."""
         self._check_usable()
         self._check_place()
         if self._count_at(self._position) == 0:
             self.set_epoch(self._epoch + 1)
         epoch = self._epoch
         while self._epoch == epoch and self._count_at(self._position) > 0:
-            yield self._advance()  # no name here, which would hold the batch and its memory
+            yield advance()  # no name here, which would hold the batch and its memory
         if self._epoch == epoch:
             self._epoch, self._position = epoch + 1, 0
 
@@ -400,9 +405,13 @@ class Loader:
             return 0
         return min(left, self._global) if self._last == "keep" else self._global
 
+    def _positions(self, start: int) -> Int64s:
+        """Those of this rank's part of the global batch at `start`."""
+        return self._order.share(start, self._count_at(start), self._rank, self._world_size)
+
     def _lay_out(self, epoch: int, start: int) -> tuple[Int64s, Int64s, Int64s]:
         """Positions of this rank's part of a global batch, what stands there, and what to take."""
-        positions = self._order.share(start, self._count_at(start), self._rank, self._world_size)
+        positions = self._positions(start)
         planned = self._order.samples_at(epoch, positions)
         indices = planned
         if self._bad:
@@ -444,10 +453,18 @@ class Loader:
 
     def _advance(self) -> Batch:
         """The batch at the loader's position, which moves past it."""
-        self._stride = 1
-        batch = self._take(self._epoch, self._position)
-        self._position = min(self._position + self._global, self.num_samples)
+        batch = self._take_in_turn(self._epoch, self._position)
+        self._move_on()
         return batch
+
+    def _take_in_turn(self, epoch: int, start: int) -> Batch:
+        """The batch at `start`, which need not be the loader's position; then those after it."""
+        self._stride = 1
+        return self._take(epoch, start)
+
+    def _move_on(self) -> None:
+        """The batch at the loader's position was handed over."""
+        self._position = min(self._position + self._global, self.num_samples)
 
     def _take(self, epoch: int, start: int) -> Batch:
         """The batch at `start`, while those after it are being made, across the epoch's end."""
@@ -528,14 +545,7 @@ class Loader:
 
     def _on_bad(self, ask: Ask, bad: dict[int, BadSampleError]) -> None:
         """Raise, or ask for the same batch again with other samples in the bad slots."""
-        if not self._substitute:
-            raise bad[min(bad)]
-        for slot in sorted(bad):
-            index = int(ask.indices[slot])
-            if index not in self._bad:
-                self._bad[index] = bad[slot]
-                self._bad_since[index] = self._ahead.planned
-                _log.warning("bad sample %d replaced by the next good one: %s", index, bad[slot])
+        self._condemn({int(ask.indices[slot]): bad[slot] for slot in sorted(bad)})
         if self._ceiling is None:
             self._asked.popleft()
             self._ask(ask.epoch, ask.start, again=True)
@@ -543,6 +553,16 @@ class Loader:
             self._cancel()
             self._plan(ask.epoch, ask.start)
             self._ask(ask.epoch, ask.start)
+
+    def _condemn(self, bad: Mapping[int, BadSampleError]) -> None:
+        """Raise the first of these samples, or let others stand in for them from now on."""
+        for index, error in bad.items():
+            if not self._substitute:
+                raise error
+            if index not in self._bad:
+                self._bad[index] = error
+                self._bad_since[index] = self._ahead.planned
+                _log.warning("bad sample %d replaced by the next good one: %s", index, error)
 
     def _substitute_for(self, epoch: int, position: int) -> int:
         """The first sample that may stand in for the one at `position` and is not known bad."""

@@ -10,6 +10,7 @@
 
 #include "jpeg.h"
 #include "jpeg_entropy.h"
+#include "jpeg_front.h"
 
 #include <jpeglib.h>
 
@@ -167,13 +168,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     tp_decoder          *decoder;
     struct tp_image_info info;
+    struct tp_jpeg_front front;
     struct tp_error      err = {0};
 
     HOLDS(tp_decoder_create(&decoder, NULL) == TP_OK);
     const tp_status st = tp_decoder_info(decoder, data, size, &info, &err);
     HOLDS(st == TP_OK || st == TP_EBADSAMPLE || st == TP_EUNSUPPORTED);
     HOLDS(st == TP_OK || (err.status == st && *err.message));
+    HOLDS(tp_jpeg_front(data, size, &front, NULL) == st);
     if (st == TP_OK) {
+        HOLDS((uint64_t)front.width * front.height == (uint64_t)info.width * info.height);
         HOLDS(info.width && info.height && info.orientation >= 1 && info.orientation <= 8);
         if ((uint64_t)info.width * info.height <= MOST_PIXELS)
             try_crop(decoder, data, size, &info, try_full(decoder, data, size, &info));

@@ -1,0 +1,434 @@
+"""Decode and augment in NVIDIA DALI what a Loader reads; torch tensors come out.
+
+    Loader --raw bytes--> front check --> DALI: decode, crop, resize, augment, normalise --> torch
+             (core threads)               (GPU, or its own CPU threads)
+
+Which samples, in which order, and where a killed run goes on is the Loader's business alone. A
+pipeline runs some batches ahead of the loader's position, which moves when a batch is handed over.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+
+try:
+    import nvidia.dali  # noqa: F401
+    import torch
+    import torch.utils.dlpack
+except ImportError as error:
+    raise ImportError(
+        f"tarpon.dali: {error}; it takes NVIDIA DALI and torch: pip install 'tarpon[dali-cuda12]' "
+        "for CUDA 12, 'tarpon[dali-cuda13]' for CUDA 13"
+    ) from error
+
+from tarpon import _dali
+from tarpon._arguments import default_threads, one_of, positive
+from tarpon._dali_graph import (
+    Augment,
+    Crops,
+    Dtype,
+    Plan,
+    augmentation,
+    decoding,
+    encoded,
+    graph,
+)
+from tarpon.batch import Batch, Ragged
+from tarpon.errors import BadSampleError
+from tarpon.fields import CenterCrop, Int, Raw, Triple
+from tarpon.loader import Loader
+
+Device = Literal["gpu", "cpu"]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Flight:
+    """One batch on its way through DALI, and all that DALI looks at until it is through."""
+
+    epoch: int
+    start: int
+    batch: Batch
+    inputs: tuple[Any, ...]
+    done: Any = None  # the event of a GPU that has read them
+
+
+class ImagePipeline:
+    """A Loader's images, decoded and augmented by DALI, as torch tensors.
+
+        loader = tarpon.Loader(
+            "photos/v3/train.json",
+            batch_size=256,
+            fields={"jpg": tarpon.Raw("jpg;jpeg;png"), "cls": tarpon.Int("cls")},
+            seed=17,
+        )
+        with tarpon.dali.ImagePipeline(loader, size=224, augment="trivial") as pipeline:
+            for batch in pipeline:                        # one epoch; the next `for` is the next
+                step(batch["image"], batch["label"])      # float32[256, 3, 224, 224], int64[256]
+
+    Args:
+        loader: Reads the shards, on its own threads; closed together with the pipeline, and not
+            to be iterated beside it. What to do about bad samples and a short last batch is what
+            it was told. A ``buffer_bytes`` of it has to leave room for `prefetch` + 1 batches of
+            encoded images more.
+        image, label: Its fields that hold the encoded image, a ``Raw``, and the label, an ``Int``.
+        size: Side of the result in pixels.
+        train: A random crop and flip of each image (``RandomResizedCrop`` with its defaults), and
+            `augment`. ``False``: the centred square of ``CenterCrop(size, resize)``, and neither
+            `augment` nor `crops` has a meaning.
+        device: ``"gpu"``: torch's current CUDA device decodes and augments. ``"cpu"``: DALI's own
+            threads do.
+        augment: ``"trivial"`` (TrivialAugment), ``"rand"`` (RandAugment, 2 operations of strength
+            9 of 30) or ``"auto"`` (AutoAugment for ImageNet), of DALI's operations.
+        crops: Who draws the windows. ``"tarpon"``: the very windows and flips of a Loader's
+            ``RandomResizedCrop``. ``"dali"``: DALI's ``image_random_crop``, of the same
+            distribution; flips are the same in both.
+        dtype: Of the images. ``"bfloat16"`` is rounded from float32 by torch: DALI has none.
+        mean, std: Per channel, in units of 0..255; ``(value - mean) / std``. Default 0 and 1.
+        num_threads: Of DALI; default one per CPU this process may use, at most 16.
+        prefetch: Batches that are in DALI or wait to be handed over.
+        resize: For ``train=False``: what the shorter side would become; see ``CenterCrop``.
+        channels_last: Images lie in memory as NHWC; their shape is NCHW all the same.
+
+    Yields:
+        A dict of tensors on the device: ``image``, `dtype`[B, 3, size, size]; ``label``,
+        int64[B]; ``valid``, bool[B], ``False`` for a repeat that fills up the last batch;
+        ``indices``, int64[B], each sample's number in the dataset. They are the caller's.
+
+    Raises:
+        ImportError: From ``import tarpon.dali``: DALI is not installed.
+        ValueError: A field is not there or of another kind; an unknown option; no GPU.
+        BadSampleError: An image is broken, or of a kind that DALI does not decode, and the loader
+            was not told to substitute it.
+        RuntimeError: DALI failed, and not because of an image.
+        Otherwise as a ``Loader``.
+
+    Order, ``len``, epochs and state are the Loader's, counted at what was handed over: either
+    loads the other's state. A resumed pipeline repeats every picture bit by bit. Windows, flips
+    and augmentations follow from (seed, epoch, position) alone, on any number of ranks; but of
+    ``crops="dali"`` the windows also from which samples share a batch, so that only the same
+    batch size on as many ranks repeats them.
+
+    DALI turns an image by its last Exif tag alone: where a photograph has its orientation in XMP,
+    a Loader turns it and this does not.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        *,
+        image: str = "jpg",
+        label: str = "cls",
+        size: int = 224,
+        train: bool = True,
+        device: Device = "gpu",
+        augment: Augment | None = None,
+        crops: Crops = "dali",
+        dtype: Dtype = "float32",
+        mean: Triple | None = None,
+        std: Triple | None = None,
+        num_threads: int | None = None,
+        prefetch: int = 2,
+        resize: int | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        one_of("crops", crops, get_args(Crops))
+        one_of("dtype", dtype, get_args(Dtype))
+        if augment is not None:
+            one_of("augment", augment, get_args(Augment))
+        CenterCrop(size, resize, dtype="float32", mean=mean, std=std)  # refuses what cannot be
+        self._device = _device(device)
+        self._loader = _with_fields(loader, image, label)
+        self._image, self._label = image, label
+        operations, policy, bins = augmentation(augment if train else None, size)
+        self._plan = Plan(
+            size=size,
+            resize=resize,
+            train=bool(train),
+            gpu=device == "gpu",
+            crops=crops,
+            dtype=dtype,
+            mean=mean or (0.0, 0.0, 0.0),
+            std=std or (1.0, 1.0, 1.0),
+            channels_last=bool(channels_last),
+            operations=operations,
+            policy=policy,
+            bins=bins,
+        )
+        self._threads = (
+            default_threads() if num_threads is None else positive("num_threads", num_threads)
+        )
+        self._prefetch = positive("prefetch", prefetch)
+        self._front = _dali.FrontCheck()
+        loader._decoder.checks[image] = self._front
+        self._flying: deque[_Flight] = deque()
+        self._landed: deque[_Flight] = deque()  # handed over, while a GPU may still read inputs
+        self._failure: Exception | None = None  # of the batch after those that fly
+        self._pipe: Any = None
+        self._handed = 0
+        self._wait_s = 0.0
+        self._started: float | None = None
+
+    # ---- iteration ---------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Batches per epoch on this rank."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return self._loader._rest_of_epoch(self._advance)
+
+    # ---- position and state ------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the dataset."""
+        return self._loader.num_samples
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch, or of the last one while its `for` still runs."""
+        return self._loader.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`."""
+        self._loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int | str | bool]:
+        """Where the pipeline stands, counted at what was handed over: a Loader's state."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state` was taken, by a pipeline or by a Loader.
+
+        Raises:
+            StateMismatchError: As ``Loader.load_state_dict``.
+        """
+        self._loader.load_state_dict(state)
+
+    # ---- what it did ---------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """The Loader's; ``samples``, ``samples_per_s`` and ``wait_s`` are of what came from here.
+
+        ``loader_wait_s`` is the part of ``wait_s`` that was spent waiting for the Loader.
+        """
+        sums = self._loader.stats()
+        elapsed = time.monotonic() - self._started if self._started is not None else 0.0
+        return sums | {
+            "samples": self._handed,
+            "samples_per_s": self._handed / elapsed if elapsed > 0 else 0.0,
+            "wait_s": self._wait_s,
+            "loader_wait_s": sums["wait_s"],
+        }
+
+    def close(self) -> None:
+        """Stop DALI and the Loader. Tensors handed over stay valid. Safe to call again."""
+        self._ground()
+        self._loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<tarpon.dali.ImagePipeline of {self._loader!r} on {self._device}>"
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _advance(self) -> dict[str, torch.Tensor]:
+        """The batch at the loader's position, which moves past it."""
+        began = time.monotonic()
+        if self._started is None:
+            self._started = began
+        try:
+            tensors = self._next()
+        finally:
+            self._wait_s += time.monotonic() - began
+        self._handed += len(tensors["label"])
+        self._loader._move_on()
+        return tensors
+
+    def _next(self) -> dict[str, torch.Tensor]:
+        while True:
+            try:
+                self._send()
+                if self._flying:
+                    return self._tensors(*self._arrival())
+                assert self._failure is not None
+                raise self._failure
+            except RuntimeError:  # which is what DALI raises for everything
+                bad = self._culprits()
+                self._ground()
+                if not bad:
+                    raise
+                self._loader._condemn(bad)
+            except BaseException:  # DALI and `_flying` may be out of step
+                self._ground()
+                raise
+
+    def _send(self) -> None:
+        """Have `prefetch` batches under way, from the loader's position on, across epochs."""
+        here = (self._loader._epoch, self._loader._position)
+        if self._flying and (self._flying[0].epoch, self._flying[0].start) != here:
+            self._ground()
+        if self._pipe is None:
+            self._pipe = self._built()
+        while len(self._flying) < self._prefetch and self._failure is None:
+            self._pipe.schedule_run()  # calls _feed; the first one, `prefetch` times
+
+    def _feed(self, _info: Any) -> tuple[Any, ...]:
+        """DALI's source. The next batch; where DALI counts does not matter, a restart keeps on."""
+        loader = self._loader
+        try:
+            at = (loader._epoch, loader._position)
+            if self._flying:
+                at = loader._after(self._flying[-1].epoch, self._flying[-1].start)
+            batch = loader._take_in_turn(*at)
+            arrays = self._plan.arrays(
+                self._front.sizes,
+                seed=loader._seed,
+                epoch=batch.epoch,
+                positions=loader._positions(at[1]),
+            )
+        except Exception as error:  # batches before this one are good, and come first
+            self._failure = error
+            raise StopIteration from error
+        arrays["images"] = encoded(batch[self._image])
+        inputs = tuple(arrays[name] for name in self._plan.inputs())
+        self._flying.append(_Flight(epoch=at[0], start=at[1], batch=batch, inputs=inputs))
+        return inputs
+
+    def _arrival(self) -> tuple[_Flight, torch.Tensor]:
+        """The oldest batch under way, once DALI has made it, or a GPU is about to."""
+        stream = torch.cuda.current_stream(self._device) if self._plan.gpu else None
+        (pixels,) = self._pipe.share_outputs(stream)
+        self._pipe.release_outputs()  # the tensor keeps its memory
+        return self._flying.popleft(), torch.utils.dlpack.from_dlpack(pixels.as_tensor())
+
+    def _tensors(self, flight: _Flight, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is handed over; the loader's memory goes back as soon as DALI has read it."""
+        if self._plan.dtype == "bfloat16":
+            image = image.to(torch.bfloat16)
+        if self._plan.channels_last:
+            image = image.permute(0, 3, 1, 2)
+        batch = flight.batch
+        small = {"label": batch[self._label], "valid": batch.valid, "indices": batch.indices}
+        tensors = {"image": image}
+        for name, column in small.items():  # copies: a view would keep the encoded images
+            tensors[name] = torch.from_numpy(column.copy()).to(self._device, non_blocking=True)
+        self._landed.append(flight)
+        if self._plan.gpu:
+            flight.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            flight.done.record(torch.cuda.current_stream(self._device))
+        while self._landed and (self._landed[0].done is None or self._landed[0].done.query()):
+            self._release(self._landed.popleft())
+        return tensors
+
+    def _release(self, flight: _Flight) -> None:
+        """DALI has read the inputs: the loader may write their memory again."""
+
+    def _culprits(self) -> dict[int, BadSampleError]:
+        """The samples that DALI fails on, by index, of the first batch under way with some."""
+        bad: dict[int, BadSampleError] = {}
+        field = self._loader._fields[self._image]
+        for flight in self._flying:
+            slots = range(len(flight.batch.indices))
+            failing = [slot for slot in slots if not self._runs(flight, slot)]
+            if len(failing) == len(slots):  # is it the images?
+                failing = [slot for slot in slots if not self._runs(flight, slot, decode_only=True)]
+            for slot in failing:
+                index = int(flight.batch.indices[slot])
+                reason = (
+                    "DALI does not decode it, or cuts nothing out of it; expected a whole image"
+                )
+                bad[index] = self._loader._decoder.bad_sample(index, field, reason)
+            if bad:
+                break
+        return bad
+
+    def _runs(self, flight: _Flight, slot: int, *, decode_only: bool = False) -> bool:
+        """Whether DALI makes this image when it is alone, in a pipeline of its own."""
+        image = np.asarray(flight.batch[self._image][slot])
+        names = self._plan.inputs()
+        inputs = dict(zip(names, flight.inputs, strict=True)) | {
+            "images": encoded(Ragged(image, np.array([0, len(image)])))
+        }
+        plan = replace(self._plan, operations=None, policy=None)
+        one = tuple(
+            inputs[name] if name == "images" else inputs[name][slot : slot + 1]
+            for name in plan.inputs()
+        )
+        told = {
+            "batch_size": 1,
+            "num_threads": 1,
+            "device_id": self._device.index,
+            "prefetch_queue_depth": 1,
+        }
+        if decode_only:
+            pipe = decoding(lambda _: one[:1], plan.gpu, **told)
+        else:
+            pipe = graph(plan, lambda _: one, **told)
+        try:
+            pipe.run()
+        except RuntimeError:
+            return False
+        return True
+
+    def _built(self) -> Any:
+        # DALI's own augmentations use what DALI deprecates, and it says so whatever the filter.
+        with warnings.catch_warnings(record=True):
+            pipe = graph(
+                self._plan,
+                self._feed,
+                batch_size=self._loader._batch_size,
+                num_threads=self._threads,
+                device_id=self._device.index,
+                prefetch_queue_depth=self._prefetch,
+            )
+            pipe.build()  # type: ignore[no-untyped-call]
+        return pipe
+
+    def _ground(self) -> None:
+        """Forget what flies; DALI has stopped before the memory it reads goes back."""
+        self._pipe = None
+        if self._landed:
+            self._landed[-1].done.synchronize()
+        self._flying.clear()
+        self._landed.clear()
+        self._failure = None
+
+
+def _device(device: Device) -> torch.device:
+    one_of("device", device, get_args(Device))
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "device='gpu': torch finds no CUDA device, expected one; use device='cpu', or see that "
+            "the driver and a CUDA build of torch are there"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _with_fields(loader: Loader, image: str, label: str) -> Loader:
+    """The loader, which has both fields."""
+    if not isinstance(loader, Loader):
+        raise ValueError(f"loader={loader!r}, expected a tarpon.Loader")
+    for option, name, kind in (("image", image, Raw), ("label", label, Int)):
+        found = loader._fields.get(name)
+        if not isinstance(found, kind):
+            what = "no such field" if found is None else f"a {type(found).__name__}"
+            raise ValueError(
+                f"{option}={name!r}: the loader has {what}, expected a tarpon.{kind.__name__} "
+                f"under that name; its fields are {', '.join(map(repr, loader._fields))}"
+            )
+    return loader
