@@ -1,5 +1,7 @@
 """`tarpon.__all__` is what can be imported, sorted, and nothing else leaks."""
 
+import subprocess
+import sys
 import types
 
 import tarpon
@@ -30,3 +32,12 @@ def test_the_version_is_one() -> None:
     import importlib.metadata
 
     assert importlib.metadata.version("tarpon") == tarpon.__version__
+
+
+def test_torch_and_dali_come_when_they_are_asked_for() -> None:
+    code = (
+        "import sys, tarpon; before = {'torch', 'nvidia.dali'} & set(sys.modules); "
+        "print(sorted(before), tarpon.torch.TorchLoader.__name__, hasattr(tarpon, 'jax'))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.split() == ["[]", "TorchLoader", "False"]

@@ -1,5 +1,8 @@
 """WebDataset shards to training batches, decoded by C threads in an exact, resumable order."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from tarpon._prefetch import prefetch
 from tarpon.batch import Batch, Ragged
 from tarpon.dataset import Dataset, View, index, open, view
@@ -54,3 +57,10 @@ __all__ = [
     "prefetch",
     "view",
 ]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """`tarpon.torch` and `tarpon.dali`, imported when they are first asked for."""
+    if name in ("dali", "torch"):
+        return _importlib.import_module(f"tarpon.{name}")
+    raise AttributeError(f"module 'tarpon' has no attribute {name!r}")
