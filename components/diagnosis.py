@@ -155,7 +155,8 @@ def _disk(it: _Interval) -> Diagnosis:
         kind="disk-bound",
         text=f"disk-bound: {it.waited:.0%} of the time waiting for data, {it.threads} threads "
         f"reading local or cached shards for {it.share(it.read_s)} of theirs, "
-        f"{each * 1e3:.2f} ms a sample; raise threads so that more reads are under way, or put the shards on a faster disk",
+        f"{each * 1e3:.2f} ms a sample; raise threads so that more reads are under way, or put the "
+        "shards on a faster disk",
     )
 
 

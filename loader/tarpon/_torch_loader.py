@@ -109,8 +109,8 @@ class TorchLoader:
         if isinstance(loader, Loader):
             if loader_options:
                 raise ValueError(
-                    f"TorchLoader: {', '.join(loader_options)} beside a ready Loader, expected shards "
-                    "with them; give them to the Loader"
+                    f"TorchLoader: {', '.join(loader_options)} beside a ready Loader, expected "
+                    "shards with them; give them to the Loader"
                 )
             self._loader = loader
         else:
