@@ -85,7 +85,7 @@ class Normalize:
         mean, std = (constant.repeat(image.shape[2]) for constant in self._on(image.device))
         # By whole rows: a CPU has no vectors of three.
         rows = image.flatten(2).to(torch.float32).sub_(mean).div_(std)
-        return rows.to(self._dtype).unflatten(2, image.shape[2:]).permute(0, 3, 1, 2)
+        return rows.to(self._dtype).reshape(image.shape).permute(0, 3, 1, 2)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if device not in self._constants:
