@@ -78,7 +78,7 @@ class TorchLoader:
             them from a generator seeded by ``batch["indices"]``: torch's global one is shared
             with the thread that trains, and would not resume.
         prefetch: Batches that wait on the device or are on their way, beside those you hold.
-        options: As for ``tarpon.Loader``, where `loader` is shards.
+        loader_options: As for ``tarpon.Loader``, where `loader` is shards.
 
     Yields:
         Dicts as ``to_torch`` makes them, with ``indices`` and ``valid``; tensors are on the
@@ -102,19 +102,19 @@ class TorchLoader:
         device: torch.device | str | int | None = None,
         transform: Transform | None = None,
         prefetch: int = 2,
-        **options: Unpack[LoaderOptions],
+        **loader_options: Unpack[LoaderOptions],
     ) -> None:
         self.device = _device(device)
         self._prefetch = positive("prefetch", prefetch)
         if isinstance(loader, Loader):
-            if options:
+            if loader_options:
                 raise ValueError(
-                    f"TorchLoader: {', '.join(options)} beside a ready Loader, expected shards "
-                    "with them; give them to the Loader"
+                    f"TorchLoader: {', '.join(loader_options)} beside a ready Loader, expected "
+                    "shards with them; give them to the Loader"
                 )
             self._loader = loader
         else:
-            self._loader = Loader(loader, **options)
+            self._loader = Loader(loader, **loader_options)
         refuse_reserved(self._loader._fields)
         self._make = _Maker(self._loader, self.device, transform)
         self._pump: Pump[_Made] | None = None

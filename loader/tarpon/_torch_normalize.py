@@ -82,9 +82,10 @@ class Normalize:
                 f"torch.uint8[B, H, W, {len(self._mean)}]; leave dtype, layout, mean and std of "
                 "the loader's field at their defaults, or do without Normalize"
             )
-        mean, std = self._on(image.device)
-        result = torch.sub(image, mean).div_(std)  # float32, which uint8 is promoted to
-        return result.to(self._dtype).permute(0, 3, 1, 2)
+        mean, std = (constant.repeat(image.shape[2]) for constant in self._on(image.device))
+        # By whole rows: a CPU has no vectors of three.
+        rows = image.flatten(2).to(torch.float32).sub_(mean).div_(std)
+        return rows.to(self._dtype).reshape(image.shape).permute(0, 3, 1, 2)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if device not in self._constants:
