@@ -15,12 +15,11 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Param, RunTag
+from mlflow.entities import RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context import registry as context
@@ -30,9 +29,8 @@ from components import links
 from components.code import code_digest, code_version
 from components.manifest import Manifest
 from components.patience import PATIENCE_S, TrackingError, is_away, patiently, reason, server
-from components.run_log import STOP_PATIENCE_S, RunLog
-from components.run_names import params_of
-from components.sending import LIMITS, Entry, RunGoneError, as_input, find_run, require_answer
+from components.run_log import STOP_PATIENCE_S
+from components.sending import Entry, RunGoneError, as_input, find_run, require_answer
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 """Where runs go when `MLFLOW_TRACKING_URI` says nothing: the folder one stands in."""
@@ -289,14 +287,6 @@ def dataset_tags(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def log_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, Any]) -> None:
-    """Nested settings as flat params, `train.lr`. Params are immutable: the first value stays."""
-    known = client.get_run(run_id).data.params
-    params = [Param(k, v) for k, v in params_of(values).items() if k not in known]
-    for at in range(0, len(params), LIMITS["param"]):
-        client.log_batch(run_id, params=params[at : at + LIMITS["param"]])
-
-
 def run_metadata(run_id: str, model_uri: str) -> dict[str, str]:
     """What a KFP artifact says of a run and its model: `links.mlflow_metadata`."""
     client = connect()
@@ -319,17 +309,6 @@ def accuracy_tag(test_digest: str) -> str:
     return f"test_accuracy.{test_digest[:16]}"
 
 
-class MetricLog(RunLog):
-    """A RunLog by the name and the arguments that the training loop knows it by.
-
-    Args:
-        resumed: Makes no difference any more: the run itself is asked what it has.
-    """
-
-    def __init__(self, client: mlflow.MlflowClient, run_id: str, *, resumed: bool) -> None:
-        super().__init__(client, run_id)
-
-
 def model_id_of(model_uri: str) -> str:
     """The logged model's id in `models:/m-...`.
 
@@ -347,26 +326,3 @@ def model_id_of(model_uri: str) -> str:
 
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-__all__ = [
-    "CONTEXTS",
-    "DEFAULT_URI",
-    "DIGEST_CHARS",
-    "MetricLog",
-    "RunLog",
-    "TrackingError",
-    "accuracy_tag",
-    "champion",
-    "connect",
-    "dataset_input",
-    "dataset_tags",
-    "input_entry",
-    "log_dataset",
-    "log_params",
-    "model_id_of",
-    "open_run",
-    "patiently",
-    "run_is_usable",
-    "run_metadata",
-]

@@ -59,8 +59,9 @@ def test_many_long_params_are_logged_and_a_second_time_changes_nothing(tracking:
     client = seam.connect()
     run_id = client.create_run("0").info.run_id
     values = {f"group/{i}": {"key?": "v" * 6001} for i in range(150)}
-    seam.log_params(client, run_id, values)
-    seam.log_params(client, run_id, values | {"group/0": {"key?": "other"}})
+    for given in (values, values | {"group/0": {"key?": "other"}}):
+        with RunLog(client, run_id) as log:
+            log.log_params(given)
     found = client.get_run(run_id).data.params
     assert len(found) == 150
     assert found["group/0.key_"] == "v" * 5999 + "…"
@@ -72,10 +73,11 @@ def test_a_killed_process_leaves_a_running_run_that_the_next_one_goes_on_in(
 ) -> None:
     program = (
         "import os, signal; from components import tracking\n"
+        "from components.run_log import RunLog\n"
         "client = tracking.connect()\n"
         "with tracking.open_run(client, experiment='e', name='r', tags={},"
         " system_metrics=False) as run_id:\n"
-        "    log = tracking.RunLog(client, run_id)\n"
+        "    log = RunLog(client, run_id)\n"
         "    for step in range(1, 8): log.add(step, {'loss': step})\n"
         "    assert log.flush(60)\n"
         "    print(run_id, flush=True)\n"
