@@ -300,7 +300,8 @@ def page(parts: list[Part], began: datetime) -> str:
             f"# Soak of {began:%Y-%m-%d}",
             f"Commit {commit}{dirty}, {took:.0f} minutes on {os.cpu_count()} CPUs ({cpu()}). "
             f"SOAK_FUZZ_SECONDS={FUZZ_SECONDS} SOAK_CYCLES={CYCLES} SOAK_SEED={SEED} "
-            f"SOAK_FAULTS={FAULTS} SOAK_KILLS={KILLS} SOAK_VALGRIND='{VALGRIND}'. Python {platform.python_version()}, "
+            f"SOAK_FAULTS={FAULTS} SOAK_KILLS={KILLS} SOAK_VALGRIND='{VALGRIND}'. "
+            f"Python {platform.python_version()}, "
             f"{first_line('clang', '--version')}, {first_line('gcc', '--version')}, "
             f"{first_line('valgrind', '--version')}, Linux {platform.release()}.",
             "**Findings:** " + ("none" if not findings else "\n\n" + "\n".join(findings)),
