@@ -72,17 +72,11 @@ def train_stream(
     The order depends on `batch_size` and `seed` alone: the ranks and the parts of a step share one
     stream, however many there are.
     """
-    picked = pick_loader(settings, device)
-    with loading.train_batches(
-        version,
-        batch_size=settings.split(ranks.world_size),
-        image_size=settings.image_size,
-        seed=settings.seed,
-        threads=settings.threads or ranks.threads,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        raw=picked == "dali",
-    ) as loader, _on_device(loader, picked, settings, device, train=True) as stream:  # fmt: skip
+    asked = _asked(settings, device, ranks)
+    with (
+        loading.train_batches(version, seed=settings.seed, **asked) as loader,
+        _on_device(loader, settings, device, ranks, train=True) as stream,
+    ):
         yield stream
 
 
@@ -91,26 +85,31 @@ def val_stream(
     version: Manifest, settings: Settings, *, device: str, ranks: Ranks
 ) -> Iterator[Stream]:
     """Every sample of the val split once over all ranks; `valid` is false for mere filling."""
-    picked = pick_loader(settings, device)
-    with loading.evaluation_batches(
-        version,
-        "val",
-        batch_size=settings.split(ranks.world_size),
-        image_size=settings.image_size,
-        threads=settings.threads or ranks.threads,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        last="pad",
-        raw=picked == "dali",
-    ) as loader, _on_device(loader, picked, settings, device, train=False) as stream:  # fmt: skip
+    asked = _asked(settings, device, ranks)
+    with (
+        loading.evaluation_batches(version, "val", last="pad", **asked) as loader,
+        _on_device(loader, settings, device, ranks, train=False) as stream,
+    ):
         yield stream
+
+
+def _asked(settings: Settings, device: str, ranks: Ranks) -> dict[str, Any]:
+    """What both splits are read with."""
+    return {
+        "batch_size": settings.split(ranks.world_size),
+        "image_size": settings.image_size,
+        "threads": settings.threads or ranks.threads,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "raw": pick_loader(settings, device) == "dali",
+    }
 
 
 @contextlib.contextmanager
 def _on_device(
-    loader: tarpon.Loader, picked: str, settings: Settings, device: str, *, train: bool
+    loader: tarpon.Loader, settings: Settings, device: str, ranks: Ranks, *, train: bool
 ) -> Iterator[Stream]:
-    if picked == "tarpon":
+    if pick_loader(settings, device) == "tarpon":
         with TorchLoader(loader, device=device, transform=_as_fed) as stream:
             yield stream
         return
@@ -123,7 +122,9 @@ def _on_device(
         train=train,
         device="gpu" if device.startswith("cuda") else "cpu",
         augment=settings.augment if train else None,
-        num_threads=settings.threads,
+        crops="tarpon",  # the same windows whatever the number of ranks
+        num_threads=settings.threads or ranks.threads,
+        channels_last=True,
     )
     with contextlib.closing(pipeline):
         yield pipeline

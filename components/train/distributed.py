@@ -152,8 +152,6 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks()
         return
     kind = device.partition(":")[0]
-    if kind == "cuda":
-        torch.cuda.set_device(device)
     rank = int(os.environ["RANK"])
     # Plain values go through gloo on a GPU machine too: they wait for no kernel.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"

@@ -120,6 +120,9 @@ def train(
     if not allow_unproven:
         loading.require_proof(version)
     device = _pick_device(chosen)
+    batches_of.pick_loader(chosen, device)
+    if ":" in device:  # NCCL, DALI and events go to the current one
+        torch.cuda.set_device(device)
     key = training_key(chosen, digest=version.digest, experiment=experiment)
     store = Store(Store(output).url(key))
     with distributed.joined(device) as ranks, StopSignals(patient=ranks.world_size > 1) as stop:

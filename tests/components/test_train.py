@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from components.executor import ExecutorInputError, Task
 from components.store import Store
 from components.train import __main__ as command
 from components.train import run
-from components.train.checkpoint import Checkpoints
-from components.train.loop import NonFiniteLossError, Trainer
+from components.train.checkpoint import CheckpointMismatchError, Checkpoints
+from components.train.loop import LAG, NonFiniteLossError, OutOfMemoryError, Trainer
 from components.train.model import UnknownModelError, build_model
 from components.train.optim import learning_rate
 from components.train.settings import Settings, SettingsError, training_key
@@ -175,6 +177,39 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     )
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert report.train_loss == trained.report.train_loss
+
+
+@pytest.mark.usefixtures("tracking", "unlogged")
+def test_nothing_that_a_step_can_do_is_lost_by_a_kill(
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Averaged weights, momentum, parts, mixtures, dropout: bit by bit, read late as on a GPU."""
+    monkeypatch.setitem(LAG, "cpu", 1)
+    options = SETTINGS | {
+        "optimizer": "sgd", "ema_decay": 0.8, "accumulate": 2, "mixup_alpha": 0.4,
+        "cutmix_alpha": 1.0, "clip_norm": 2.0, "precision": "bfloat16", "keep_checkpoints": 1,
+        "checkpoint_every_s": 1e-9,
+    }  # fmt: skip
+    whole = run.train(trained.dataset_url, output=str(tmp_path / "whole"), **options)
+    output = str(tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11, power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run.train(trained.dataset_url, output=output, **options)
+    caplog.set_level(logging.INFO)
+    report = run.train(trained.dataset_url, output=output, **options, began_s=time.time())
+    assert re.search(r"first step after \d+\.\d s", caplog.text)
+    assert report.resumed_from_step in (8, 9, 10)
+    one, other = (torch.load(it.checkpoint, weights_only=True) for it in (whole, report))
+    for part in ("model", "average"):
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part]), part
+    first = "network.0.weight"
+    assert not torch.equal(one["model"][first], one["average"][first])
+    assert (report.train_loss, report.val_loss) == (whole.train_loss, whole.val_loss)
+    assert len(list(Path(report.checkpoint).parent.glob("*.pt"))) == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -361,6 +396,51 @@ def test_the_device() -> None:
         loading.pick_device("cuda:2", cuda=2)
     with pytest.raises(loading.DeviceError, match="'tpu': expected auto, cpu, cuda or cuda:<n>"):
         loading.pick_device("tpu", cuda=False)
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_step_that_does_not_fit_names_the_settings_that_make_it_fit(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(self: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+        return self.network(image) + torch.empty(2**50).sum()
+
+    monkeypatch.setattr("components.train.model.Classifier.forward", huge)
+    with pytest.raises(OutOfMemoryError, match="step 1 does not fit into the memory of the") as it:
+        run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS, accumulate=2)
+    assert "found 4 samples of 16 pixels at a time; raise train.accumulate from 2" in str(it.value)
+    assert "lower train.batch_size or train.image_size, set train.precision=bf" in str(it.value)
+
+
+def test_several_processes_in_one_are_refused(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"train.processes=2: found one process, expected torch"
+    ):
+        run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS, processes=2)
+
+
+def test_augmentation_without_dali_is_refused_before_a_run_is_opened(
+    trained: Trained, tracking: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"train.augment=.rand.: found the tarpon loader"):
+        run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS, augment="rand")
+    assert client_of(tmp_path).search_experiments(filter_string="name = 'tarpon'") == []
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_a_checkpoint_of_other_classes_is_refused_by_name(
+    copy_of_trained: Trained, tmp_path: Path
+) -> None:
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    (folder / "report.json").unlink()
+    for path in folder.iterdir():
+        state = torch.load(path, weights_only=True)
+        torch.save(state | {"classes": ["blue", "red"]}, path)
+    output = str(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointMismatchError, match="2 classes, expected the 3 of the dataset"):
+        run.train(copy_of_trained.dataset_url, output=output, **SETTINGS)
+    again = run.train(copy_of_trained.dataset_url, output=output, fresh=True, **SETTINGS)
+    assert again.resumed_from_step is None
 
 
 def test_an_unknown_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@
     SOAK_FUZZ_SECONDS=60 SOAK_CYCLES=500 SOAK_FAULTS=2 make soak    # a trial
 
 Fuzzing (SOAK_FUZZ_SECONDS over all targets), random cycles of the loader (SOAK_CYCLES over two
-processes, seeds from SOAK_SEED), faults of the network (SOAK_FAULTS of each kind), valgrind's
-memcheck over the C tests that match SOAK_VALGRIND. Every part runs, whatever the others found.
+processes, seeds from SOAK_SEED), faults of the network (SOAK_FAULTS of each kind), trainings killed
+SOAK_KILLS times, and half as often with two ranks, valgrind's memcheck over the C tests that match
+SOAK_VALGRIND. Every part runs, whatever the others found.
 Exit status 1: something was found; the page names it.
 """
 
@@ -33,6 +34,7 @@ CRASHES_MOST = 20  # of one target, then it is left alone
 FUZZ_SECONDS = int(os.environ.get("SOAK_FUZZ_SECONDS", "3600"))
 CYCLES = int(os.environ.get("SOAK_CYCLES", "200000"))
 FAULTS = int(os.environ.get("SOAK_FAULTS", "100"))
+KILLS = int(os.environ.get("SOAK_KILLS", "20"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 VALGRIND = os.environ.get("SOAK_VALGRIND", "test_*")  # "" runs none
 
@@ -202,6 +204,36 @@ def faults() -> Part:
     )
 
 
+# ---- trainings ---------------------------------------------------------------------------------
+
+
+def killed(processes: int, kills: int) -> tuple[tuple[object, ...], list[str]]:
+    """Trainings with so many ranks and kills: a row of the table, and what it found."""
+    given = [f"--seed={SEED}", f"--kills={kills}", f"--processes={processes}"]
+    run = shown([sys.executable, "-m", "tests.soak.training", *given])
+    if run.returncode != 0:
+        log = KEPT / f"training-{processes}.log"
+        log.write_text(run.stderr)
+        last = (run.stderr.splitlines() or ["nothing on stderr"])[-1]
+        why = f"training, {processes} ranks, seed {SEED}: {last}; `{log.relative_to(ROOT)}`"
+        say(why)
+        return (processes, kills, "?", "?", "?"), [why]
+    report = json.loads(run.stdout)
+    row = (processes, *(report[key] for key in ("kills", "trainings", "attempts", "seconds")))
+    return row, []
+
+
+def trainings() -> Part:
+    say(f"{KILLS} kills of trainings with one rank, {-(-KILLS // 2)} with two")
+    done = [killed(1, KILLS), killed(2, -(-KILLS // 2))]
+    return Part(
+        title="Trainings killed at random moments, the same bits at the end",
+        heading=("ranks", "kills", "trainings", "attempts", "seconds"),
+        rows=[row for row, _ in done],
+        findings=[finding for _, findings in done for finding in findings],
+    )
+
+
 # ---- valgrind ------------------------------------------------------------------------------------
 
 
@@ -268,7 +300,8 @@ def page(parts: list[Part], began: datetime) -> str:
             f"# Soak of {began:%Y-%m-%d}",
             f"Commit {commit}{dirty}, {took:.0f} minutes on {os.cpu_count()} CPUs ({cpu()}). "
             f"SOAK_FUZZ_SECONDS={FUZZ_SECONDS} SOAK_CYCLES={CYCLES} SOAK_SEED={SEED} "
-            f"SOAK_FAULTS={FAULTS} SOAK_VALGRIND='{VALGRIND}'. Python {platform.python_version()}, "
+            f"SOAK_FAULTS={FAULTS} SOAK_KILLS={KILLS} SOAK_VALGRIND='{VALGRIND}'. "
+            f"Python {platform.python_version()}, "
             f"{first_line('clang', '--version')}, {first_line('gcc', '--version')}, "
             f"{first_line('valgrind', '--version')}, Linux {platform.release()}.",
             "**Findings:** " + ("none" if not findings else "\n\n" + "\n".join(findings)),
@@ -280,7 +313,13 @@ def page(parts: list[Part], began: datetime) -> str:
 def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     began = datetime.now(UTC)
-    chosen = [(FUZZ_SECONDS, fuzzing), (CYCLES, cycles), (FAULTS, faults), (VALGRIND, valgrind)]
+    chosen = [
+        (FUZZ_SECONDS, fuzzing),
+        (CYCLES, cycles),
+        (FAULTS, faults),
+        (KILLS, trainings),
+        (VALGRIND, valgrind),
+    ]
     parts = [run() for length, run in chosen if length]
     folder = ROOT / "docs" / "soak"
     folder.mkdir(parents=True, exist_ok=True)
