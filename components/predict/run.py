@@ -220,13 +220,17 @@ def _one_by_one(
     stand-ins for one another, and where all are bad it ends.
     """
     images = np.zeros((len(wanted), plan.image_size, plan.image_size, 3), np.uint8)
+    first: tarpon.BadSampleError | None = None
     with _loader(dataset, wanted, 1, plan.image_size, 1) as loader:
         for place in range(len(wanted)):
             try:
                 images[place] = loader.batch(0, place)["image"][0]
             except tarpon.BadSampleError as error:
                 errors[place] = error.reason or str(error)
-                _log.warning("no score for a bad sample: %s", error)
+                first = first or error
+    _log.warning(
+        "%d bad samples of a batch get no score: %s", len(wanted) - errors.count(None), first
+    )
     return images
 
 
