@@ -179,10 +179,8 @@ def totals(store: Store, plan: Plan) -> dict[str, Any]:
 def summarise(store: Store, plan: Plan, counted: dict[str, Any]) -> None:
     """Write `summary.json`: the plan, the counts, and the time of every process that took part.
 
-    Once it is there it stays: a run that finds all done has nothing to add.
+    Of processes that end at the same moment each may write it; the last one knows all times.
     """
-    if store.exists(SUMMARY):
-        return
     ranks = [
         json.loads(store.read_bytes(name))
         for name in store.list(".parts")

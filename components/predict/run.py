@@ -7,7 +7,6 @@ not read. It writes nothing to MLflow.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -161,23 +160,16 @@ def _score_parts(
     writing: Future[None] | None = None
     with (
         ThreadPoolExecutor(1, thread_name_prefix="tarpon-parts") as writer,
-        _bad_samples_are_rows(),
-        tarpon.Loader(
-            tarpon.view(dataset, indices),
-            batch_size=plan.batch_size,
-            fields={"image": tarpon.CenterCrop(plan.image_size, ext=IMAGE_EXTENSIONS)},
-            shuffle=False,
-            last="keep",
-            on_bad_sample="substitute",
-            threads=threads,
-            rank=0,
-            world_size=1,
-        ) as loader,
+        _loader(dataset, indices, plan.batch_size, plan.image_size, threads) as loader,
     ):
-        batches = _batches(loader, plan, indices)
-        for wanted, images, bad in track(batches, total=len(loader), label="predict"):
-            rows.scores.append(score(images, blank=bad))
-            _name(rows, loader, dataset, wanted, bad)
+        batches = _batches(loader, dataset, plan, indices)
+        for wanted, images, errors in track(batches, total=len(loader), label="predict"):
+            rows.scores.append(score(images))
+            rows.errors += errors
+            for index in wanted.tolist():
+                shard, key, _ = dataset.find(index)
+                rows.shards.append(shard.rpartition("/")[2])
+                rows.keys.append(key)
             seen += len(wanted)
             if seen == ends[at]:
                 if writing is not None:
@@ -189,58 +181,57 @@ def _score_parts(
         return float(loader.stats()["wait_s"])
 
 
+def _loader(
+    dataset: tarpon.Dataset, indices: Indices, batch_size: int, side: int, threads: int | None
+) -> tarpon.Loader:
+    """These samples in turn, cut as evaluate cuts them; a bad one raises."""
+    return tarpon.Loader(
+        tarpon.view(dataset, indices),
+        batch_size=batch_size,
+        fields={"image": tarpon.CenterCrop(side, ext=IMAGE_EXTENSIONS)},
+        shuffle=False,
+        last="keep",
+        threads=threads,
+        rank=0,
+        world_size=1,
+    )
+
+
 def _batches(
-    loader: tarpon.Loader, plan: Plan, indices: Indices
-) -> Iterator[tuple[Indices, npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
-    """Samples wanted, `uint8[B, S, S, 3]` and which of them are bad: others stand in for those."""
-    try:
-        for batch in loader:
-            places = np.arange(len(batch.indices)) + batch.step * plan.batch_size
-            yield indices[places], batch["image"], places != batch.indices
-    except tarpon.BadSampleError as error:  # raised only where there is not one to stand in
-        _log.warning("%s", error)
-        side = plan.image_size
-        for first in range(0, len(indices), plan.batch_size):
-            wanted = indices[first : first + plan.batch_size]
-            black = np.zeros((len(wanted), side, side, 3), np.uint8)
-            yield wanted, black, np.ones(len(wanted), bool)
+    loader: tarpon.Loader, dataset: tarpon.Dataset, plan: Plan, indices: Indices
+) -> Iterator[tuple[Indices, npt.NDArray[np.uint8], list[str | None]]]:
+    """Samples, their `uint8[B, S, S, 3]`, and what is wrong with each; a bad one is black."""
+    for step in range(len(loader)):
+        wanted = indices[step * plan.batch_size :][: plan.batch_size]
+        errors: list[str | None] = [None] * len(wanted)
+        try:
+            images = loader.batch(0, step)["image"]
+        except tarpon.BadSampleError:
+            images = _one_by_one(dataset, plan, wanted, errors)
+        yield wanted, images, errors
 
 
-def _name(
-    rows: Rows,
-    loader: tarpon.Loader,
-    dataset: tarpon.Dataset,
-    wanted: Indices,
-    bad: npt.NDArray[np.bool_],
-) -> None:
-    """Append the samples' shards, keys and errors, those of bad ones too."""
-    reasons: dict[tuple[str, str], str] = {}
-    if bad.any():
-        known = loader.stats()["bad_samples"]
-        reasons = {(item["shard"], item["key"]): item["reason"] for item in known}
-    for index, is_bad in zip(wanted.tolist(), bad.tolist(), strict=True):
-        shard, key, _ = dataset.find(index)
-        rows.shards.append(shard.rpartition("/")[2])
-        rows.keys.append(key)
-        rows.errors.append(reasons.get((shard, key), "cannot be decoded") if is_bad else None)
+def _one_by_one(
+    dataset: tarpon.Dataset, plan: Plan, wanted: Indices, errors: list[str | None]
+) -> npt.NDArray[np.uint8]:
+    """The images of a batch that has a bad one; fills in `errors`.
 
-
-@contextlib.contextmanager
-def _bad_samples_are_rows() -> Iterator[None]:
-    """Keep the loader from saying that a bad sample is replaced: here it gets a row of its own."""
-
-    def say(record: logging.LogRecord) -> bool:
-        if str(record.msg).startswith("bad sample %d replaced"):
-            _, error = record.args  # type: ignore[misc]
-            record.msg, record.args = "no score for a bad sample: %s", (error,)
-        return True
-
-    log = logging.getLogger("tarpon")
-    log.addFilter(say)
-    try:
-        yield
-    finally:
-        log.removeFilter(say)
+    The loader's `substitute` would not do: in a long run of bad samples it tries most of them as
+    stand-ins for one another, and where all are bad it ends.
+    """
+    images = np.zeros((len(wanted), plan.image_size, plan.image_size, 3), np.uint8)
+    first: tarpon.BadSampleError | None = None
+    with _loader(dataset, wanted, 1, plan.image_size, 1) as loader:
+        for place in range(len(wanted)):
+            try:
+                images[place] = loader.batch(0, place)["image"][0]
+            except tarpon.BadSampleError as error:
+                errors[place] = error.reason or str(error)
+                first = first or error
+    _log.warning(
+        "%d bad samples of a batch get no score: %s", len(wanted) - errors.count(None), first
+    )
+    return images
 
 
 def _report(store: Store, plan: Plan, took: dict[str, float], name: str) -> PredictReport:
@@ -269,7 +260,8 @@ def _report(store: Store, plan: Plan, took: dict[str, float], name: str) -> Pred
         **counted,
     )
     if finished:
-        parts.summarise(store, plan, counted)
+        if took["scored"] or not store.exists(parts.SUMMARY):
+            parts.summarise(store, plan, counted)
         _log.info(
             "%s: %d samples, %d of them bad: column `error` says why",
             store.url(parts.SUMMARY), plan.samples, counted["bad_samples"],

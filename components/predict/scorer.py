@@ -41,13 +41,8 @@ class Scorer:
         torch.backends.cudnn.deterministic = True
         self._network = model.network.to(self.device)
 
-    def __call__(
-        self, images: npt.NDArray[np.uint8], *, blank: npt.NDArray[np.bool_] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities `float32[B, classes]` of `uint8[B, S, S, 3]`, RGB.
-
-        Args:
-            blank: `bool[B]`: images to take as black, whatever stands there.
 
         Raises:
             NonFiniteScoresError: A score is not a number: the weights are broken.
@@ -55,8 +50,6 @@ class Scorer:
         with torch.inference_mode():
             # uint8 travels to the device, a quarter of float32's bytes
             pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()
-            if blank is not None and blank.any():
-                pixels[torch.from_numpy(blank).to(self.device)] = 0
             logits = self._network(pixels.contiguous())
             scores: npt.NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
         if not np.isfinite(scores).all():

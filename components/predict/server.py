@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -197,7 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     _log.info("serving %s at http://%s:%d", handler.name, options.host, options.port)
     # uvicorn raises the signal once more when it is done, which would end us as if killed.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    http_server(app, host=options.host, port=options.port).run()
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, in the same way
+        http_server(app, host=options.host, port=options.port).run()
     return 0
 
 
