@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS = {
-    "epochs": 12, "batch-size": 12, "image-size": 16, "lr": 0.01, "threads": 1, "ema-decay": 0.9,
+    "epochs": 8, "batch-size": 12, "image-size": 16, "lr": 0.01, "threads": 1, "ema-decay": 0.9,
     "accumulate": 2, "mixup-alpha": 0.2, "cutmix-alpha": 1.0, "clip-norm": 5.0,
     "checkpoint-every-s": 0.01,
 }  # fmt: skip
-STEPS = 72  # 12 epochs of 72 // 12 batches
+STEPS = 48  # 8 epochs of 72 // 12 batches
 PATIENCE_S = 300  # for an attempt that nobody kills
 
 context = multiprocessing.get_context("forkserver")
