@@ -1,4 +1,4 @@
-"""python -m benchmarks.gpu on CPU pipelines: the command runs, and its cases make the same pictures."""
+"""python -m benchmarks.gpu on CPU pipelines: it runs, and its cases make the same pictures."""
 
 from __future__ import annotations
 
