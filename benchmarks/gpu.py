@@ -200,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(what, highlight=False)
 
     results: list[Result] = []
-    sections = [["## Device", "", _hardware(asked.device)]]
+    command = f"`python -m benchmarks.gpu --device {asked.device}`"
+    sections = [["## Device", "", f"{_hardware(asked.device)} Made by {command}."]]
     try:
         made = data.make(asked.data, asked.images or (256 if asked.quick else 1024))
         for theme in themes(asked.device, asked.threads, 0.5 if asked.quick else 3.0):

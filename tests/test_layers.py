@@ -16,6 +16,7 @@ ONLY_IN = {
     "kfp": r"pipelines/.*|components/\w+/component\.py",
     "hydra": r"pipelines/.*",
     "omegaconf": r"pipelines/.*",
+    "nvidia": r"loader/tarpon/(dali|_dali_graph)\.py",
     "torch": r"loader/tarpon/(torch|dali|_torch_\w+)\.py|components/(train|evaluate|predict)/.*",
 }
 C_FLOORS = [

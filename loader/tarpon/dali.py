@@ -233,6 +233,10 @@ class ImagePipeline:
         self._ground()
         self._loader.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_started"):  # else it was never made
+            self._ground()  # before the memory goes that DALI reads
+
     def __enter__(self) -> Self:
         return self
 

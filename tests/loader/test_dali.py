@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,17 @@ def test_tensors_outlive_the_pipeline(shards: Path) -> None:
     fed.close()
     with pytest.raises(ValueError, match="closed"):
         next(iter(fed))
+
+
+def test_a_pipeline_that_is_dropped_stops_dali_first(shards: Path) -> None:
+    fed = pipeline(shards, prefetch=4)
+    next(iter(fed))
+    dali = weakref.ref(fed._pipe)
+    flying = fed._flying
+    del fed
+    gc.collect()
+    assert dali() is None
+    assert not flying  # emptied by the pipeline, once that was so
 
 
 # ---- what is refused -------------------------------------------------------------------------
