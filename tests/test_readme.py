@@ -69,7 +69,7 @@ def what_stays(shown: str) -> str:
 
 @pytest.mark.parametrize("page", ["README.md", "loader/README.md"])
 def test_the_python_session_runs(page: str, tmp_path: Path) -> None:
-    (session,) = [block for lang, block in BLOCK.findall(text(page)) if lang == "python"]
+    session = next(block for lang, block in BLOCK.findall(text(page)) if lang == "python")
     shard = write_tar(tmp_path / "a.tar", samples(range(300)))
     session, replaced = re.subn(r'"[^"\s]+(\.tar|\.json)"', repr(str(shard)), session)
     assert replaced == 1
@@ -86,3 +86,17 @@ def test_the_python_session_runs(page: str, tmp_path: Path) -> None:
     if sizes:
         assert names["batch"]["image"].shape[:2] == tuple(map(int, sizes.groups()))
     names["loader"].close()
+
+
+def test_the_session_with_dali_runs(tmp_path: Path) -> None:
+    blocks = [block for lang, block in BLOCK.findall(text("loader/README.md")) if lang == "python"]
+    (session,) = [block for block in blocks if "tarpon.dali" in block]
+    shard = write_tar(tmp_path / "a.tar", samples(range(300)))
+    session = session.replace("photos/v3/train.json", str(shard)).replace("size=224", "size=32")
+    session = session.replace("(loader, ", '(loader, device="cpu", ', 1)  # no GPU in CI
+    fed: list[tuple[object, object]] = []
+    names: dict[str, object] = {"step": lambda *given: fed.append(given)}
+    exec(session, names)
+    ((images, labels),) = fed
+    assert (images.shape, labels.shape) == ((256, 3, 32, 32), (256,))
+    assert names["state"]["epoch"] == 1 or names["state"]["position"] == 256
