@@ -34,9 +34,9 @@ from tests.components import blobs
         ({"precision": "float16"}, "train.precision='float16': expected one of auto, float32, bfl"),
         ({"optimizer": "adam"}, "expected one of adamw, sgd; the nearest is 'adamw'"),
         ({"loader": "torch"}, "train.loader='torch': expected one of auto, tarpon, dali"),
-        ({"augment": "trivial2"}, "augment='trivial2': expected one of .* nearest is 'trivial'"),
+        (
             {"augment": "trivial2"},
-            "train.augment='trivial2': expected one of .* nearest is 'trivial'",
+            "augment='trivial2': expected one of .* nearest is 'trivial'",
         ),
         ({"augment": "rand", "loader": "tarpon"}, "train.augment='rand': found the tarpon loader"),
         ({"ema_decay": 1.0}, "train.ema_decay=1.0: expected a number from 0 to below 1"),
