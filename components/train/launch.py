@@ -6,6 +6,7 @@ Ctrl-C go to every rank, the ranks save and end, and the code they end with is t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -82,8 +83,12 @@ def die_with_launcher() -> None:
 def _pass_on(number: int, _frame: FrameType | None) -> None:
     import psutil
 
-    for rank in psutil.Process().children():
-        rank.send_signal(number)
+    ranks = psutil.Process().children()
+    if not ranks:  # none was started yet, so there is nothing to save
+        raise SystemExit(128 + number)
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.send_signal(number)
 
 
 def _exit_code(failures: Mapping[int, Any]) -> int:
@@ -91,7 +96,8 @@ def _exit_code(failures: Mapping[int, Any]) -> int:
     stopped = {*EXIT_CODES.values(), -signal.SIGTERM}
     failed = {rank: it.exitcode for rank, it in failures.items() if it.exitcode not in stopped}
     if not failed:
-        return max(it.exitcode for it in failures.values()) % 256
+        code = max(it.exitcode for it in failures.values())
+        return code if code > 0 else 128 + signal.SIGTERM  # before a rank could listen
     rank, code = min(failed.items())
     if code < 0:
         name = signal.Signals(-code).name

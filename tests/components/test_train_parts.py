@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +81,27 @@ def test_every_setting_is_an_option_of_the_command() -> None:
     assert Settings(**given) == Settings(clip_norm=2.0, cosine=False)
     assert launch.processes_wanted(Settings(**given)) == 1
     assert launch.processes_wanted(Settings(processes=4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("codes", "answer"),
+    [
+        ([143, 143], 143),
+        ([130, 130], 130),
+        ([143, -15], 143),
+        ([-15, -15], 143),
+        ([1, 143], 1),
+        ([-15, 1], 1),
+        ([1, -9], 1),
+        ([143, -9], 137),
+    ],
+)
+def test_the_command_answers_with_what_a_rank_ended_with(
+    codes: list[int], answer: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate(codes)}
+    assert launch._exit_code(failures) == answer
+    assert ("rank 1 was ended by SIGKILL" in capsys.readouterr().err) == (answer == 137)
 
 
 # ---- mixing ----------------------------------------------------------------------------------
