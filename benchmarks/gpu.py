@@ -23,7 +23,9 @@ from tests.servers.faults import Rule, latency
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LATENCY_S = 0.005
-_COPIES = 4  # over HTTP an epoch is so many times the set, which a loader's memory would hold
+# Over HTTP an epoch is so many times the set and mixes within so many samples: else the loader
+# would hold the whole set in memory, and read it once.
+_COPIES, _WINDOW = 4, 512
 FEEDS, PLANS, HTTP, STEP = "feeds", "plans", "http", "step"
 NAMES = (FEEDS, PLANS, HTTP, STEP)
 
@@ -89,7 +91,7 @@ def themes(device: str, threads: int, seconds: float) -> list[Theme]:
             name=HTTP,
             title=f"The same over HTTP, {_LATENCY_S * 1e3:.0f} ms added to each request",
             note=f"{note} nginx on the same cores, behind a proxy that makes requests wait.",
-            cases=(ours(copies=_COPIES), webdataset(copies=_COPIES)),
+            cases=(ours(copies=_COPIES, window=_WINDOW), webdataset(copies=_COPIES)),
             bars=(Bar(ours="tarpon", peer="webdataset", least=2.0),),
             **common,
         ),

@@ -29,20 +29,28 @@ def make(
     batch: int,
     crops: Literal["dali", "tarpon", "roi"] = "dali",
     copies: int = 1,
+    window: int | None = None,
 ) -> Epoch:
     """`crops="roi"`: the whole image is decoded, and our window is resized out of it.
 
-    `copies`: an epoch is so many times the set; see `benchmarks.peers.ours`.
+    `copies` and `window` are those of `benchmarks.peers.ours`: over HTTP a set that the loader
+    holds in memory would not come over the network again.
     """
     if source == "tarpon":
-        return _fed_by_tarpon(data, device, threads, batch, crops, copies)
+        return _fed_by_tarpon(data, device, threads, batch, crops, copies, window)
     if source == "memory":
         return _fed_from_memory(data, device, threads, batch, crops)
     return _fed_by_reader(data, device, threads, batch)
 
 
 def _fed_by_tarpon(
-    data: DataSet, device: Any, threads: int, batch: int, crops: Any, copies: int
+    data: DataSet,
+    device: Any,
+    threads: int,
+    batch: int,
+    crops: Any,
+    copies: int,
+    window: int | None,
 ) -> Epoch:
     loader = tarpon.Loader(
         data.copies(copies),
@@ -50,19 +58,21 @@ def _fed_by_tarpon(
         fields={"jpg": tarpon.Raw("jpg"), "cls": tarpon.Int("cls")},
         seed=SEED,
         threads=threads,
+        window_samples=window,
     )
     made = ImagePipeline(
         loader, size=SIZE, device=device, crops=crops, num_threads=threads, prefetch=PREFETCH
     )
 
-    seen = [0]  # bytes of the network, by the end of the epoch before
+    epochs = [0]
 
     def epoch(number: int, tally: Tally) -> None:
         for tensors in made:
             _take(tensors["image"], tally)
-        network_bytes = made.stats()["network_bytes"]
-        tally.network_bytes += network_bytes - seen[0]
-        seen[0] = network_bytes
+        epochs[0] += 1
+        came, least = made.stats()["network_bytes"], epochs[0] * copies * data.bytes
+        if data.url is not None and came < least:
+            raise SystemExit(f"{came} bytes from the network, expected {least}: what memory held")
 
     return epoch
 
