@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks import data, report
 from benchmarks.cases import Bar, Case, Theme
 from benchmarks.data import DataSet
 from benchmarks.runner import PeerError, Result, Spread, run_module, run_theme, served
-from tests.servers import faultproxy
+from tests.servers import faultproxy, swift
 from tests.servers.faults import Rule, latency
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +26,9 @@ _LATENCY_S = 0.005
 # Over HTTP an epoch is so many times the set and mixes within so many samples: else the loader
 # would hold the whole set in memory, and read it once.
 _COPIES, _WINDOW = 4, 512
-FEEDS, PLANS, HTTP, STEP = "feeds", "plans", "http", "step"
-NAMES = (FEEDS, PLANS, HTTP, STEP)
+_S3_COPIES, _S3_IMAGES = 2, 256  # DALI's reader takes a minute for as many
+FEEDS, PLANS, HTTP, S3, STEP = "feeds", "plans", "http", "s3", "step"
+NAMES = (FEEDS, PLANS, HTTP, S3, STEP)
 
 
 def themes(device: str, threads: int, seconds: float) -> list[Theme]:
@@ -95,6 +96,18 @@ def themes(device: str, threads: int, seconds: float) -> list[Theme]:
             bars=(Bar(ours="tarpon", peer="webdataset", least=2.0),),
             **common,
         ),
+        Theme(
+            name=S3,
+            title=f"The same from S3, {_LATENCY_S * 1e3:.0f} ms added to each request",
+            note=f"{note} OpenStack Swift on the same cores, behind a proxy that makes requests "
+            "wait. The reader has its indexes on the local disk.",
+            cases=(
+                ours(copies=_S3_COPIES, window=_S3_IMAGES),
+                case("reader", "DALI fn.readers.webdataset", "reader", copies=_S3_COPIES),
+            ),
+            bars=(Bar(ours="tarpon", peer="reader", least=2.0),),
+            **common,
+        ),
     ]
 
 
@@ -104,6 +117,27 @@ def _far(made: DataSet) -> Iterator[DataSet]:
     rule = Rule(name="far", fault=latency(_LATENCY_S))
     with served(made) as near, faultproxy.running(near.url or "", rule) as proxy:
         yield dataclasses.replace(near, url=proxy.url)
+
+
+@contextmanager
+def _in_bucket(made: DataSet) -> Iterator[DataSet]:
+    """The set in an S3 store behind the same link, for whoever looks into the environment."""
+    rule = Rule(name="far", fault=latency(_LATENCY_S))
+    with swift.running() as store, faultproxy.running(store.endpoint, rule) as proxy:
+        bucket = store.bucket()
+        placed = dataclasses.replace(made, url=f"s3://{bucket.name}")
+        for source, path in zip(placed.copies(_S3_COPIES), made.shards * _S3_COPIES, strict=True):
+            for ending in (".tar", ".idx"):
+                key = source.removeprefix(f"{placed.url}/").removesuffix(".tar") + ending
+                bucket.client.upload_file(path.removesuffix(".tar") + ending, bucket.name, key)
+        os.environ |= {
+            "AWS_ACCESS_KEY_ID": store.access_key,
+            "AWS_SECRET_ACCESS_KEY": store.secret_key,
+            "AWS_REGION": store.region,
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        yield placed
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +202,17 @@ def _lines(found: Steps, device: str) -> list[str]:
     ]
 
 
+def _placed(
+    theme: str, made: DataSet, asked: argparse.Namespace
+) -> AbstractContextManager[DataSet]:
+    """The set where a theme wants it."""
+    if theme == HTTP:
+        return _far(made)
+    if theme == S3:
+        return _in_bucket(data.make(asked.data, min(made.samples, _S3_IMAGES)))
+    return nullcontext(made)
+
+
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -209,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
         for theme in themes(asked.device, asked.threads, 0.5 if asked.quick else 3.0):
             if asked.theme not in (None, theme.name):
                 continue
-            with _far(made) if theme.name == HTTP else nullcontext(made) as where:
+            with _placed(theme.name, made, asked) as where:
                 results.append(
                     run_theme(
                         theme,

@@ -32,5 +32,6 @@ def test_every_theme_has_its_bars() -> None:
         gpu.FEEDS: [("memory", 0.97), ("reader", 1.0)],
         gpu.PLANS: [],
         gpu.HTTP: [("webdataset", 2.0)],
+        gpu.S3: [("reader", 2.0)],
     }
     assert gpu.themes("cpu", 2, 1.0)[0].bars[0].least == 0.95

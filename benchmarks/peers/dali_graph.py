@@ -40,7 +40,7 @@ def make(
         return _fed_by_tarpon(data, device, threads, batch, crops, copies, window)
     if source == "memory":
         return _fed_from_memory(data, device, threads, batch, crops)
-    return _fed_by_reader(data, device, threads, batch)
+    return _fed_by_reader(data, device, threads, batch, copies)
 
 
 def _fed_by_tarpon(
@@ -142,7 +142,7 @@ def _runs(pipe: Any, batches: int, device: str) -> Epoch:
     return epoch
 
 
-def _fed_by_reader(data: DataSet, device: str, threads: int, batch: int) -> Epoch:
+def _fed_by_reader(data: DataSet, device: str, threads: int, batch: int, copies: int) -> Epoch:
     per_batch = batch_size(data, batch)
 
     @pipeline_def(
@@ -154,8 +154,8 @@ def _fed_by_reader(data: DataSet, device: str, threads: int, batch: int) -> Epoc
     )
     def pipeline() -> tuple[Any, Any]:
         images, labels = fn.readers.webdataset(
-            paths=data.shards,
-            index_paths=data.indexes,
+            paths=data.copies(copies),
+            index_paths=data.indexes * copies,
             ext=["jpg", "cls"],
             missing_component_behavior="error",
             random_shuffle=True,
@@ -168,4 +168,4 @@ def _fed_by_reader(data: DataSet, device: str, threads: int, batch: int) -> Epoc
         )
         return pixels, labels
 
-    return _runs(pipeline(), data.samples // per_batch, device)
+    return _runs(pipeline(), copies * data.samples // per_batch, device)
