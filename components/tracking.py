@@ -109,7 +109,8 @@ def open_run(
             outage; False where `SystemMetrics` takes them.
 
     Raises:
-        TrackingError: The server stays away or says no, or the injected run is deleted.
+        TrackingError: The server stays away or says no, the injected run is deleted, or the run
+            was deleted within the block.
     """
     marks = dict(tags) | ({MLFLOW_RUN_NOTE: description} if description else {})
     injected = os.environ.get("MLFLOW_RUN_ID")
@@ -145,6 +146,7 @@ def open_run(
         raise
     except MlflowException as error:
         if not is_away(error):
+            _require_run(client, run_id)  # deleted meanwhile: then it is no bug of ours
             raise
         raise TrackingError(
             f"mlflow at {server()}: went away ({reason(error)}), expected it to take what run "
@@ -193,7 +195,11 @@ def _end_run(client: mlflow.MlflowClient, run_id: str, status: str, patience_s: 
         return
     except MlflowException as error:
         if not is_away(error):
-            raise
+            if status == "FINISHED":
+                _require_run(client, run_id)
+                raise
+            _log.error("run %s cannot be ended as %s: %s", run_id, status, reason(error))
+            return
     if status != "FINISHED":
         patience_s = min(patience_s, STOP_PATIENCE_S)
     try:
@@ -202,6 +208,17 @@ def _end_run(client: mlflow.MlflowClient, run_id: str, status: str, patience_s: 
         if status == "FINISHED":
             raise
         _log.error("run %s stays RUNNING in mlflow though it is %s: %s", run_id, status, error)
+
+
+def _require_run(client: mlflow.MlflowClient, run_id: str) -> None:
+    """Raises TrackingError where the run of a step that is under way was deleted."""
+    try:
+        find_run(client, run_id)
+    except RunGoneError as error:
+        raise TrackingError(
+            f"mlflow at {server()}: {error}, expected the run of this step; run the same command "
+            "again: it goes on in a new run"
+        ) from None
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:

@@ -114,7 +114,9 @@ def _reader(kind: Any) -> Any:
         if text in ("null", "None") and type(None) in kinds:
             return None
         if plain is bool:
-            return {"true": True, "false": False}[text.lower()]
+            if text.lower() not in ("true", "false"):
+                raise ValueError(text)
+            return text.lower() == "true"
         return plain(text)
 
     read.__name__ = plain.__name__  # argparse names it: invalid int value

@@ -109,7 +109,7 @@ class Checkpoints:
         return self._writing is not None and not self._writing.done()
 
     def save(self, state: State) -> str:
-        """Have one written, atomically, then drop all but the newest; returns its URL.
+        """Have one written, atomically, then drop all but it and those before; returns its URL.
 
         Tensors are copied before this returns. Waits for the one before, if it is not written yet.
 
@@ -135,8 +135,10 @@ class Checkpoints:
     def _write(self, name: str, fields: dict[str, Any]) -> None:
         with self._store.open_temp(name) as file:
             torch.save(fields, file)
-        for old in self._newest_first()[self._keep :]:
-            self._store.remove(old)
+        names = self._newest_first()
+        # One of a later step was damaged, or it would have been gone on from.
+        for other in names[: names.index(name)] + names[names.index(name) + self._keep :]:
+            self._store.remove(other)
 
     def load(self, name: str) -> State:
         """One of them by its name; tensors on the CPU."""

@@ -21,6 +21,7 @@ from components.train.settings import Settings
 from components.train.stop import EXIT_CODES
 
 _PR_SET_PDEATHSIG = 1
+LAUNCHER = "TARPON_TRAIN_LAUNCHER_PID"
 
 
 def processes_wanted(settings: Settings) -> int:
@@ -47,6 +48,7 @@ def launch(arguments: list[str], processes: int) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it ourselves
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its own share
+    os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -76,7 +78,8 @@ def die_with_launcher() -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it has ended before this line
+        parent = str(os.getppid())  # 1 proves nothing: in a container that is the launcher itself
+        if os.environ.get(LAUNCHER, parent) != parent:  # it has ended before this line
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -93,11 +96,11 @@ def _pass_on(number: int, _frame: FrameType | None) -> None:
 
 def _exit_code(failures: Mapping[int, Any]) -> int:
     """The code to answer with; ranks that the agent ended because of another do not count."""
-    stopped = {*EXIT_CODES.values(), -signal.SIGTERM}
+    stopped = {*EXIT_CODES.values(), -signal.SIGTERM, -signal.SIGINT}
     failed = {rank: it.exitcode for rank, it in failures.items() if it.exitcode not in stopped}
     if not failed:
         code = max(it.exitcode for it in failures.values())
-        return code if code > 0 else 128 + signal.SIGTERM  # before a rank could listen
+        return int(code) if code > 0 else 128 - int(code)  # before a rank could listen
     rank, code = min(failed.items())
     if code < 0:
         name = signal.Signals(-code).name

@@ -195,6 +195,7 @@ class _Training:
             if fresh:
                 checkpoints.clear()
                 self.store.remove(REPORT)
+                self.store.remove(UNSENT)  # of the run before, whose steps would stand for ours
             if (done := self._finished(client)) is not None:
                 _log.info(
                     "%s: this training is finished; its model is %s",

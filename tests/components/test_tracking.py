@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
 from components import links, run_names
 from components import tracking as seam
@@ -115,6 +116,26 @@ def test_how_a_training_ended_is_told_apart(
     with pytest.raises(type(error)), opened as run_id:
         raise error
     assert client.get_run(run_id).info.status == status
+
+
+@pytest.mark.parametrize("error", [None, MlflowException("no such run"), RuntimeError("x")])
+def test_a_run_deleted_while_it_is_open_is_said(
+    tracking: str, error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = seam.connect()
+    opened = seam.open_run(client, experiment="e", name="r", tags={}, system_metrics=False)
+    ours = isinstance(error, RuntimeError)  # what ended the step comes first
+    expected = r"^x$" if ours else "found it deleted, expected the run of this step; run the same"
+
+    def step() -> None:
+        with opened as run_id:
+            client.delete_run(run_id)
+            if error is not None:
+                raise error
+
+    with pytest.raises(RuntimeError, match=expected):
+        step()
+    assert ("cannot be ended as FAILED" in caplog.text) == (error is not None)
 
 
 def test_a_deleted_run_is_replaced_and_gets_what_the_checkpoint_has(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -17,6 +20,7 @@ from torch import nn
 
 from components import manifest
 from components.store import StoreError
+from components.train import __main__ as command
 from components.train import batches, launch
 from components.train.__main__ import _parser, _what_is_asked
 from components.train.checkpoint import CheckpointMismatchError, Checkpoints, State
@@ -25,6 +29,8 @@ from components.train.mix import Targets, mix
 from components.train.optim import Average, build_optimizer, learning_rate
 from components.train.settings import HOW, Settings, SettingsError, training_key
 from tests.components import blobs
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # ---- settings --------------------------------------------------------------------------------
 
@@ -90,6 +96,7 @@ def test_every_setting_is_an_option_of_the_command() -> None:
         ([130, 130], 130),
         ([143, -15], 143),
         ([-15, -15], 143),
+        ([-2, -15], 130),
         ([1, 143], 1),
         ([-15, 1], 1),
         ([1, -9], 1),
@@ -102,6 +109,31 @@ def test_the_command_answers_with_what_a_rank_ended_with(
     failures = {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate(codes)}
     assert launch._exit_code(failures) == answer
     assert ("rank 1 was ended by SIGKILL" in capsys.readouterr().err) == (answer == 137)
+
+
+def test_a_launcher_that_is_process_1_of_a_container_keeps_its_ranks() -> None:
+    """A rank's parent is process 1 there as well as where the launcher has ended."""
+    code = (
+        "import os\n"
+        "from components.train import launch\n"
+        "os.environ['TORCHELASTIC_RUN_ID'] = 'x'\n"
+        "os.getppid = lambda: 1\n"
+        "launch.die_with_launcher()\n"  # torchrun as process 1
+        "os.environ[launch.LAUNCHER] = '1'\n"
+        "launch.die_with_launcher()\n"  # our launcher as process 1
+        "print('alive', flush=True)\n"
+        "os.environ[launch.LAUNCHER] = '1234567'\n"
+        "launch.die_with_launcher()\n"  # the launcher has ended
+        "print('still alive', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("alive\n", -signal.SIGKILL), done.stderr
+
+
+def test_a_truth_value_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--compile", "yes"])
+    assert "--compile: invalid bool value: 'yes'" in capsys.readouterr().err
 
 
 # ---- mixing ----------------------------------------------------------------------------------
@@ -231,6 +263,14 @@ def test_the_newest_few_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"checkpoint-{step:09d}.pt" for step in (4, 5, 6)
     ]
+
+
+def test_a_damaged_one_of_a_later_step_takes_no_place(tmp_path: Path) -> None:
+    """Going on from the one before, the steps are counted from there."""
+    (tmp_path / "checkpoint-000000300.pt").write_bytes(b"cut off")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state(250))
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint-000000250.pt"]
 
 
 def test_every_damaged_one_is_passed_over_and_said(
