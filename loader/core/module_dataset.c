@@ -255,10 +255,93 @@ static PyObject *dataset_shard_bytes(PyObject *self, PyObject *unused)
     return list;
 }
 
+/* -> the ETag of each tar as far as replies or a list told, else None */
+static PyObject *dataset_shard_etags(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const tp_dataset *dataset = ((struct dataset_object *)self)->dataset;
+    size_t            count = tp_dataset_shards(dataset);
+    PyObject         *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list && i < count; i++) {
+        tp_remote *remote = tp_dataset_remote(dataset, i);
+        char       etag[200] = "";
+        if (remote)
+            tp_remote_etag(remote, etag, sizeof etag);
+        PyObject *item = Py_BuildValue("z", etag[0] ? etag : NULL);
+        if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+/* The source of shard number `shard`; NULL with an exception set. */
+static tp_source *source_of(PyObject *self, Py_ssize_t shard)
+{
+    const tp_dataset *dataset = ((struct dataset_object *)self)->dataset;
+    if (shard >= 0 && (size_t)shard < tp_dataset_shards(dataset))
+        return tp_dataset_source(dataset, (size_t)shard);
+    (void)PyErr_Format(PyExc_IndexError, "shard %zd", shard);
+    return NULL;
+}
+
+/* part(shard, offset, size) -> bytes of the tar */
+static PyObject *dataset_part(PyObject *self, PyObject *args)
+{
+    Py_ssize_t         shard, size;
+    unsigned long long offset;
+    struct tp_error    err;
+    tp_status          st;
+    if (!PyArg_ParseTuple(args, "nKn", &shard, &offset, &size))
+        return NULL;
+    tp_source *source = source_of(self, shard);
+    if (!source)
+        return NULL;
+    if (offset > INT64_MAX) /* the end of a part fits in 64 bits */
+        return PyErr_Format(PyExc_OverflowError, "a part from byte %llu on", offset);
+    PyObject *data = PyBytes_FromStringAndSize(NULL, size); /* raises when it is negative */
+    if (!data)
+        return NULL;
+    uint8_t *out = (uint8_t *)PyBytes_AsString(data); /* nobody else has seen it yet */
+    Py_BEGIN_ALLOW_THREADS                            /* a range request */
+    tp_interrupt_by(hear_signals);
+    st = tp_source_read(source, offset, NULL, 0, out, (size_t)size, &err);
+    tp_interrupt_by(NULL);
+    Py_END_ALLOW_THREADS
+    if (st == TP_OK)
+        return data;
+    Py_DECREF(data);
+    return raise_status(state_of(Py_TYPE(self)), &err, tp_source_path(source));
+}
+
+/* sidecar(shard) -> the text of the index beside it, or None */
+static PyObject *dataset_sidecar(PyObject *self, PyObject *args)
+{
+    Py_ssize_t      shard;
+    struct tp_text  text = {.bytes = NULL};
+    struct tp_error err;
+    tp_status       st;
+    if (!PyArg_ParseTuple(args, "n", &shard))
+        return NULL;
+    tp_source *source = source_of(self, shard);
+    if (!source)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS /* a request, or a file */
+    tp_interrupt_by(hear_signals);
+    st = tp_source_sidecar(source, 0, UINT64_MAX, NULL, &text, &err);
+    tp_interrupt_by(NULL);
+    Py_END_ALLOW_THREADS
+    if (st != TP_OK)
+        return raise_status(state_of(Py_TYPE(self)), &err, tp_source_path(source));
+    if (!text.bytes)
+        Py_RETURN_NONE;
+    PyObject *result = PyBytes_FromStringAndSize((const char *)text.bytes, (Py_ssize_t)text.size);
+    tp_free(text.bytes);
+    return result;
+}
+
 /* fill(shard, block) -> True: it was not in the cache, and is now */
 static PyObject *dataset_fill(PyObject *self, PyObject *args)
 {
-    tp_dataset        *dataset = ((struct dataset_object *)self)->dataset;
     Py_ssize_t         shard;
     unsigned long long block;
     bool               fetched;
@@ -266,21 +349,24 @@ static PyObject *dataset_fill(PyObject *self, PyObject *args)
     tp_status          st;
     if (!PyArg_ParseTuple(args, "nK", &shard, &block))
         return NULL;
-    if (shard < 0 || (size_t)shard >= tp_dataset_shards(dataset))
-        return PyErr_Format(PyExc_IndexError, "shard %zd", shard);
+    tp_source *source = source_of(self, shard);
+    if (!source)
+        return NULL;
     Py_BEGIN_ALLOW_THREADS /* a range request, and a file */
     tp_interrupt_by(hear_signals);
-    st = tp_source_fill(tp_dataset_source(dataset, (size_t)shard), block, &fetched, &err);
+    st = tp_source_fill(source, block, &fetched, &err);
     tp_interrupt_by(NULL);
     Py_END_ALLOW_THREADS
     if (st != TP_OK)
-        return raise_status(state_of(Py_TYPE(self)), &err,
-                            tp_dataset_shard_path(dataset, (size_t)shard));
+        return raise_status(state_of(Py_TYPE(self)), &err, tp_source_path(source));
     return PyBool_FromLong(fetched);
 }
 
 static PyMethodDef dataset_methods[] = {
     {"fill", dataset_fill, METH_VARARGS, NULL},
+    {"part", dataset_part, METH_VARARGS, NULL},
+    {"sidecar", dataset_sidecar, METH_VARARGS, NULL},
+    {"shard_etags", dataset_shard_etags, METH_NOARGS, NULL},
     {"shard_bytes", dataset_shard_bytes, METH_NOARGS, NULL},
     {"index_bytes", dataset_index_bytes, METH_NOARGS, NULL},
     {"shard_samples", dataset_shard_samples, METH_NOARGS, NULL},

@@ -3,9 +3,10 @@
 import importlib as _importlib
 from types import ModuleType as _ModuleType
 
+from tarpon._index import index
 from tarpon._prefetch import prefetch
 from tarpon.batch import Batch, Ragged
-from tarpon.dataset import Dataset, View, index, open, view
+from tarpon.dataset import Dataset, View, open, view
 from tarpon.errors import (
     BadSampleError,
     CorruptShardError,

@@ -308,7 +308,7 @@ def _prefetch_all(options: argparse.Namespace) -> int:
         progress=_bar if sys.stderr.isatty() else _lines(),
     )
     if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
+        no_bar()
     report = {"fetched_bytes": fetched, "seconds": time.monotonic() - began}
     if options.json:
         print(json.dumps(report, sort_keys=True))
@@ -331,10 +331,19 @@ def _lines() -> Callable[[int, int], None]:
 
 
 def _bar(done: int, total: int) -> None:
+    bar("fetching", done, total, f"{done / _MIB:,.0f} of {total / _MIB:,.0f} MiB")
+
+
+def bar(label: str, done: int, total: int, told: str) -> None:
+    """Draw how far it is, over what was drawn last."""
     filled = 30 * done // max(total, 1)
     print(
-        f"\rfetching [{'#' * filled}{'.' * (30 - filled)}] "
-        f"{done / _MIB:,.0f} of {total / _MIB:,.0f} MiB",
+        f"\r\x1b[K{label} [{'#' * filled}{'.' * (30 - filled)}] {told}",
         end="",
         file=sys.stderr,
+        flush=True,
     )
+
+
+def no_bar() -> None:
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -58,6 +58,12 @@ class Dataset:
     def shard_samples(self) -> list[int]: ...
     def shard_bytes(self) -> list[int]:
         """-1 where nobody told, of a local one."""
+    def shard_etags(self) -> list[str | None]:
+        """As a list or a reply told; ``None``: of a local one, or where nobody did."""
+    def part(self, shard: int, offset: int, size: int, /) -> bytes:
+        """So many bytes of a tar, in one request."""
+    def sidecar(self, shard: int, /) -> bytes | None:
+        """The text of the index beside a tar; ``None``: there is none."""
     def index_bytes(self) -> int:
         """What indexes hold in memory now."""
     def sample(self, index: int, /) -> tuple[int, str, list[tuple[str, int, int]]]:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tarpon
-from tarpon import _cli_try, _core, _pillow
+from tarpon import _cli_try
 from tarpon._cli_try import Run
+from tarpon._index import (
+    check_list,
+    counted,
+    refuse_remote,
+    sidecar,
+    write_list,
+    write_sidecar,
+)
 from tarpon._names import Shard
 from tarpon._shards import resolve
-from tarpon.dataset import Dataset, refuse_remote, sidecar, write_sidecar
-from tarpon.fields import IMAGE_EXTENSIONS
+from tarpon._verify import check_shard
+from tarpon.dataset import Dataset
 
 _SHARDS_HELP = (
     "a tar, a shard list (train.json), a folder, a glob or 'train-{000..127}.tar'; local, s3:// or "
@@ -58,8 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     cat = add("cat", _cat, "Write one component of one sample to standard output.")
     cat.add_argument("sample", help="the sample's number, or its key")
     cat.add_argument("ext", nargs="?", help="component; without it, list what the sample has")
-    index = add("index", _index, "Write DALI's .idx beside each tar that has none.")
+    index = add("index", _index, "Write DALI's .idx beside each tar that has none, and a list.")
     index.add_argument("--force", action="store_true", help="replace the indexes that are there")
+    index.add_argument(
+        "--list",
+        metavar="FILE",
+        help="write a shard list such as train.json too; of remote tars nothing else is written",
+    )
     verify = add("verify", _verify, "Read every shard back and compare tar, index and shard list.")
     verify.add_argument("--decode", action="store_true", help="also decode every image")
     _cli_try.add_commands(add)
@@ -123,9 +135,13 @@ def _find(dataset: Dataset, text: str) -> int:
 
 def _index(options: argparse.Namespace) -> int:
     shards = resolve(options.shards)
+    if options.list:
+        check_list(options.list, shards)
     for shard in shards:
-        refuse_remote(shard)
-    for shard in _progress(shards, "indexing"):
+        if not options.list:
+            refuse_remote(shard)
+    local = [shard for shard in shards if not shard.is_remote]
+    for shard in _progress(local, len(local), "indexing"):
         path = sidecar(shard.path)
         wanted = options.force or not path.exists()
         if wanted:
@@ -134,20 +150,31 @@ def _index(options: argparse.Namespace) -> int:
             _emit({"shard": shard.path, "index": str(path), "written": wanted})
         else:
             print(f"{path}: {'written' if wanted else 'already there, --force replaces it'}")
+    if options.list:
+        _write_list(options.list, shards, as_json=options.json)
     return 0
+
+
+def _write_list(path: str, shards: list[Shard], *, as_json: bool) -> None:
+    listed = list(_progress(counted(shards), len(shards), "counting"))
+    write_list(path, listed)
+    report = {
+        "list": path,
+        "shards": len(listed),
+        "samples": sum(shard.samples for shard in listed),
+        "bytes": sum(shard.bytes for shard in listed),
+    }
+    if as_json:
+        _emit(report)
+    else:
+        print(f"{path}: written, {report['samples']} samples in {len(listed)} shards")
 
 
 def _verify(options: argparse.Namespace) -> int:
     shards = resolve(options.shards)
     bad = samples = 0
-    for shard in shards:
-        if shard.is_remote:
-            raise tarpon.StoreError(
-                f"{shard.path}: a remote tar, expected a local one to read back; verify it where "
-                "it is written, or copy it here; a Loader checks what it reads of it"
-            )
-    for shard in _progress(shards, "verifying"):
-        count, faults = _check_shard(shard, decode=options.decode)
+    for shard in _progress(shards, len(shards), "verifying"):
+        count, faults = check_shard(shard, decode=options.decode, progress=_reading)
         samples += count
         bad += bool(faults)
         if options.json:
@@ -161,100 +188,25 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _check_shard(shard: Shard, *, decode: bool) -> tuple[int, list[str]]:
-    """(samples, faults) of one tar; the faults are sentences."""
-    faults = _wrong_size(shard)
-    if faults:  # nothing that is said about its inside would help
-        return 0, faults
-    keys: set[str] = set()
-    try:
-        dataset = Dataset(shard.path)  # reads the index, or scans the tar
-        for number in range(len(dataset)):
-            sample = dataset[number]  # every header must agree with the index
-            key = dataset.key(number)
-            if key in keys:
-                faults.append(
-                    f"sample {key}: members at two places, expected them side by side; pack the "
-                    "shard again in the order of the names, for instance with `tar --sort=name`"
-                )
-            keys.add(key)
-            if decode:
-                faults += _undecodable(dataset.key(number), sample)
-        faults += _stale_index(shard.path)
-    except (tarpon.TarponError, ValueError) as error:
-        return 0, [*faults, str(error)]
-    if shard.samples >= 0 and shard.samples != len(dataset):
-        faults.append(f"{len(dataset)} samples, expected {shard.samples} by the shard list")
-    for algorithm, expected in (("md5", shard.md5sum), ("sha256", shard.sha256)):
-        found = _digest(shard.path, algorithm) if expected else expected
-        if found != expected:
-            faults.append(f"{algorithm} {found}, expected {expected} by the shard list")
-    return len(dataset), faults
-
-
-def _wrong_size(shard: Shard) -> list[str]:
-    try:
-        size = Path(shard.path).stat().st_size
-    except OSError as error:
-        return [f"{error.strerror or error}, expected a tar"]
-    if shard.bytes in (-1, size):
-        return []
-    return [f"{size} bytes, expected {shard.bytes} by the shard list; it was cut off or replaced"]
-
-
-def _stale_index(path: str) -> list[str]:
-    """An index may agree with every header it names and still leave samples out."""
-    index = sidecar(path)
-    if not index.exists():
-        return []
-    found, expected = _members(index.read_bytes()), _members(_core.index_text(path))
-    if found == expected:
-        return []
-    return [
-        f"{index}: {len(found)} samples, the tar has {len(expected)}, not the same; "
-        "rebuild it with `tarpon index --force`"
-    ]
-
-
-def _members(text: bytes) -> list[frozenset[tuple[bytes, ...]]]:
-    """The lines of an index without the header, each as a set of (offset, size)."""
-    rows = [line.split() for line in text.splitlines()[1:]]
-    width = 3 if text.startswith(b"v1.1") else 4
-    return [
-        frozenset((row[at + 1], row[at + 2]) for at in range(0, len(row) - 2, width))
-        for row in rows
-        if row
-    ]
-
-
-def _undecodable(key: str, sample: dict[str, bytes]) -> Iterator[str]:
-    for extension in set(sample) & set(IMAGE_EXTENSIONS.split(";")):
-        try:
-            _pillow.decode(sample[extension])
-        except _pillow.UndecodableError as error:
-            yield f"sample {key}, component {extension}: {error}"
-
-
-def _digest(path: str, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
 def _emit(document: dict[str, Any]) -> None:
     print(json.dumps(document, sort_keys=True))
 
 
-def _progress(shards: list[Shard], label: str) -> Iterator[Shard]:
+def _progress(shards: Iterable[Shard], total: int, label: str) -> Iterator[Shard]:
     """A bar on a terminal, nothing elsewhere."""
-    shown = sys.stderr.isatty() and len(shards) > 1
+    shown = sys.stderr.isatty() and total > 1
     for number, shard in enumerate(shards):
         if shown:
-            filled = 30 * number // len(shards)
-            bar = "#" * filled + "." * (30 - filled)
-            print(f"\r{label} [{bar}] {number}/{len(shards)}", end="", file=sys.stderr)
+            _cli_try.bar(label, number, total, f"{number}/{total}")
         yield shard
         if shown:
-            print("\r\x1b[K", end="", file=sys.stderr)
+            _cli_try.no_bar()
+
+
+def _reading(name: str, done: int, total: int) -> None:
+    """How far a remote shard was read, on a terminal."""
+    if sys.stderr.isatty():
+        _cli_try.bar(name, done, total, f"{done >> 20} of {total >> 20} MiB")
 
 
 if __name__ == "__main__":

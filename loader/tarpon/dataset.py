@@ -7,7 +7,6 @@ import hashlib
 import logging
 import operator
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +77,13 @@ class Dataset(Sequence[dict[str, bytes]]):
             name = shown(shards)
         self._open(resolve(shards, reach.store), name, reach)
 
+    @classmethod
+    def of(cls, shards: list[Shard], name: str, reach: Reach) -> Self:
+        """Shards that were resolved already; `name`, for messages, is how they are called."""
+        dataset = cls.__new__(cls)
+        dataset._open(shards, name, reach)
+        return dataset
+
     def _open(self, shards: list[Shard], name: str, reach: Reach) -> None:
         self._shards, self._name, self._reach = shards, name, reach
         self._client, self._cache = None, None
@@ -139,8 +145,16 @@ class Dataset(Sequence[dict[str, bytes]]):
         """Get one block of a remote shard that the cache has not; ``False``: there was none."""
         return self.core.fill(shard, block)
 
+    def seen(self) -> list[Shard]:
+        """The shards, with the counts, sizes and ETags that opening them brought."""
+        etags = self.core.shard_etags()
+        return [
+            replace(sized(shard), etag=etag)
+            for shard, etag in zip(self._counted(), etags, strict=True)
+        ]
+
     def _counted(self) -> list[Shard]:
-        """The shards, with the counts and sizes that opening them brought."""
+        """With counts and sizes. No locks: a child after fork() asks for them."""
         counts, sizes = self._core.shard_samples(), self._core.shard_bytes()
         return [
             replace(shard, samples=count, bytes=size)
@@ -149,7 +163,7 @@ class Dataset(Sequence[dict[str, bytes]]):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the same shards, and is told what this one knows of them."""
-        return _reopened, (self._counted(), self._name, self._reach)
+        return Dataset.of, (self._counted(), self._name, self._reach)
 
     @property
     def shards(self) -> list[str]:
@@ -160,7 +174,7 @@ class Dataset(Sequence[dict[str, bytes]]):
     def fingerprint(self) -> str:
         """Hex digest of each shard's name, sample count and size: what a state is bound to."""
         digest = hashlib.sha256()
-        for shard in map(_sized, self._counted()):
+        for shard in map(sized, self._counted()):
             name = file_name(shard.path)
             digest.update(f"{name}\0{shard.samples}\0{shard.bytes}\n".encode())
         return digest.hexdigest()[:32]
@@ -168,7 +182,7 @@ class Dataset(Sequence[dict[str, bytes]]):
     @functools.cached_property
     def total_bytes(self) -> int:
         """Bytes of all tars."""
-        return sum(_sized(shard).bytes for shard in self._counted())
+        return sum(sized(shard).bytes for shard in self._counted())
 
     def key(self, index: int) -> str:
         """The key of sample `index`: its members' common name up to the first dot."""
@@ -216,12 +230,6 @@ class Dataset(Sequence[dict[str, bytes]]):
         if not 0 <= number < len(self):
             raise IndexError(f"sample {index} of a dataset of {len(self)} samples")
         return number
-
-
-def _reopened(shards: list[Shard], name: str, reach: Reach) -> Dataset:
-    dataset = Dataset.__new__(Dataset)
-    dataset._open(shards, name, reach)
-    return dataset
 
 
 class View(Dataset):
@@ -295,7 +303,7 @@ class View(Dataset):
         return self._base._number(int(self.indices[super()._number(index)]))
 
 
-def _sized(shard: Shard) -> Shard:
+def sized(shard: Shard) -> Shard:
     """With the size of its file, if nobody told it."""
     if shard.bytes >= 0:
         return shard
@@ -348,63 +356,3 @@ def view(shards: Shards | Dataset, indices: npt.ArrayLike) -> View:
         IndexError: A number that `shards` does not have.
     """
     return View(open(shards), indices)
-
-
-def index(shards: Shards, *, force: bool = False) -> list[Path]:
-    """Write DALI's ``.idx`` beside each tar that has none, from one pass over its headers.
-
-    Args:
-        shards: Anything `open` takes.
-        force: Also replace the indexes that are there.
-
-    Returns:
-        The index files written, in order.
-
-    Raises:
-        CorruptShardError: Not a plain tar, or a name with white space, which the format cannot
-            hold. Nothing is written for that shard.
-        StoreError: The folder cannot be written; or a shard is remote, and nothing was written.
-    """
-    written = []
-    found = resolve(shards)
-    for shard in found:
-        refuse_remote(shard)
-    for shard in found:
-        path = sidecar(shard.path)
-        if force or not path.exists():
-            write_sidecar(shard.path)
-            written.append(path)
-    return written
-
-
-def refuse_remote(shard: Shard) -> None:
-    """Indexes are written beside local tars alone."""
-    if shard.is_remote:
-        raise StoreError(
-            f"{shard.path}: a remote tar, expected a local one to write an index beside; index it "
-            "where it is written, or read it with cache_dir, which keeps the index"
-        )
-
-
-def sidecar(shard: str) -> Path:
-    """Where the index of a tar lies: ``train-000000.tar`` -> ``train-000000.idx``."""
-    return Path(shard.removesuffix(".tar") + ".idx")
-
-
-def write_sidecar(shard: str) -> None:
-    """Index one tar; the file appears whole or not at all."""
-    text = _core.index_text(shard)
-    path = sidecar(shard)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path}: {error.strerror or error}, expected a folder that can be written; "
-            "readers can do without: they then scan the tar each time"
-        ) from error

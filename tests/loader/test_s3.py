@@ -308,11 +308,6 @@ def test_bad_samples_are_replaced_as_from_a_folder(
     assert found["window_bytes"] <= 60 * 2 * 4096  # nothing that was skipped is held
 
 
-def test_verify_is_for_local_tars(uploaded: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", uploaded]) == 2
-    assert "a remote tar, expected a local one" in capsys.readouterr().err
-
-
 def test_a_cache_that_is_emptied_costs_no_whole_blocks(
     uploaded: str, folder: Path, tmp_path: Path
 ) -> None:
