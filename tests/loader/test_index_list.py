@@ -176,5 +176,5 @@ def test_verify_names_what_is_wrong_in_a_bucket(
     s3_bucket.put("own/s-2.tar", (folder / "s-2.tar").read_bytes()[:3000])
     stale, header, cut = faults(capsys, uploaded)
     assert stale[0].startswith(f"{uploaded}/s-0.tar: its index has 1 samples")
-    assert header[0].startswith(f"{uploaded}/s-1.tar at byte")
+    assert header[0].startswith(f"{uploaded}/s-1.tar: index and tar disagree at byte 1024")
     assert cut[0].startswith(f"{uploaded}/s-2.tar")
