@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import mlflow
+from botocore.exceptions import ConnectionError as S3ConnectionError
+from botocore.exceptions import HTTPClientError
 from mlflow.exceptions import InvalidUrlException, MlflowException
 
 from components.store import without_secrets
@@ -24,6 +27,9 @@ _AWAY_TEXTS = ("API request to ", "API request failed with error code 5")
 """How the client's own words begin for a request without a usable answer; what a server says for
 itself comes with a code."""
 
+_OF_FILES = {errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR,
+             errno.EPERM, errno.EROFS}  # fmt: skip
+
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -39,7 +45,10 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         said = str(error.message)
         return error.error_code in _AWAY_CODES or any(text in said for text in _AWAY_TEXTS)
-    return isinstance(error, OSError)  # requests' and urllib3's errors among them
+    if isinstance(error, HTTPClientError | S3ConnectionError):  # where artifacts go to a bucket without the server
+        return True
+    # requests' and urllib3's errors are OSErrors too; a full disk here is no absent server.
+    return isinstance(error, OSError) and error.errno not in _OF_FILES
 
 
 def reason(error: BaseException) -> str:

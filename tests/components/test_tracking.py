@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import random
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import requests
+from botocore.exceptions import EndpointConnectionError
 from mlflow.exceptions import MlflowException
 
-from components import links, run_names
+from components import links, patience, run_names
 from components import tracking as seam
 from components.loader_metrics import loader_metrics
 from components.outbox import Outbox
@@ -66,6 +69,21 @@ def test_many_long_params_are_logged_and_a_second_time_changes_nothing(tracking:
     found = client.get_run(run_id).data.params
     assert len(found) == 150
     assert found["group/0.key_"] == "v" * 5999 + "…"
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (requests.exceptions.ReadTimeout("no answer"), True),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), True),
+        (OSError(errno.ENOSPC, "no space left on device"), False),
+        (PermissionError(errno.EACCES, "denied"), False),
+        (ValueError("ours"), False),
+    ],
+)
+def test_a_full_disk_is_no_absent_server(error: Exception, away: bool) -> None:
+    assert patience.is_away(error) == away
 
 
 @pytest.mark.slow  # a process of its own
