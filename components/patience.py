@@ -45,7 +45,7 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         said = str(error.message)
         return error.error_code in _AWAY_CODES or any(text in said for text in _AWAY_TEXTS)
-    if isinstance(error, HTTPClientError | S3ConnectionError):  # where artifacts go to a bucket without the server
+    if isinstance(error, HTTPClientError | S3ConnectionError):  # artifacts go straight to a bucket
         return True
     # requests' and urllib3's errors are OSErrors too; a full disk here is no absent server.
     return isinstance(error, OSError) and error.errno not in _OF_FILES
