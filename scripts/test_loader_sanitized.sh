@@ -25,9 +25,11 @@ PY
 try() {
     local python=(env PYTHONPATH="$target" "${@:2}" .venv/bin/python) report
     "${python[@]}" -c "from tarpon import _core; assert _core.__file__.startswith('$target'), _core"
-    "${python[@]}" -m pytest tests/loader -q -p no:cacheprovider -m "not slow or sanitized" \
+    "${python[@]}" -m pytest tests/loader -q -n 2 --dist worksteal -p no:cacheprovider \
+        -m "not slow or sanitized" \
         --ignore-glob='*/test_torch*.py' --ignore-glob='*/test_dali*.py' \
-        --ignore-glob='*/test_lightning.py' --ignore-glob='*/test_coming_from.py' --ignore-glob='*/test_s3*.py' || failed=$?
+        --ignore-glob='*/test_lightning.py' --ignore-glob='*/test_coming_from.py' \
+        --ignore-glob='*/test_s3*.py' || failed=$?
     for report in build/"$1"-report*; do # pytest has the standard streams, so reports go to files
         [ -f "$report" ] || continue
         cat "$report" >&2
