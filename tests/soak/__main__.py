@@ -277,7 +277,10 @@ def valgrind() -> Part:
 
 
 def first_line(*command: str) -> str:
-    return (shown(list(command)).stdout.splitlines() or ["?"])[0]
+    try:
+        return shown(list(command)).stdout.splitlines()[0]
+    except (FileNotFoundError, IndexError):  # it is not installed, and its part was not asked for
+        return f"no {command[0]}"
 
 
 def cpu() -> str:
@@ -311,6 +314,9 @@ def page(parts: list[Part], began: datetime) -> str:
 
 
 def main() -> int:
+    if len(sys.argv) > 1:
+        print(__doc__)
+        return 0 if sys.argv[1] in ("-h", "--help") else 2
     KEPT.mkdir(parents=True, exist_ok=True)
     began = datetime.now(UTC)
     chosen = [
