@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         if first:
             print(f"train: {stop}", file=sys.stderr)
         return EXIT_CODES[stop.signal_name]
+    except KeyboardInterrupt:  # while modules were imported; there was nothing to save
+        return EXIT_CODES["SIGINT"]
     except (ExecutorInputError, SettingsError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
