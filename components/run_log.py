@@ -18,11 +18,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import mlflow
 import numpy as np
-from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image
@@ -32,6 +31,9 @@ from components.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, PATIENCE_S, is_a
 from components.run_names import metric_name, params_of
 from components.sending import Entry, RunGoneError, Sender, one_request
 from components.store import split_url
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SEND_EVERY_S = 5.0
 KICK_AT = 500

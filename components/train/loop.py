@@ -294,6 +294,7 @@ class Trainer:
         """Go back to before a step that was refused, and save that; the message for it."""
         mine = (bool(outcome.loss.isfinite()), outcome.indices.tolist())
         ranks = self._ranks.gather(mine, "the samples of a bad step")
+        ranks = ranks[self._ranks.rank :] + ranks[: self._ranks.rank]  # its own come first
         bad = [index for finite, indices in ranks for index in indices if not finite]
         bad = bad or [index for _, indices in ranks for index in indices]
         more = f" and {len(bad) - NAMED_KEYS} more" if len(bad) > NAMED_KEYS else ""

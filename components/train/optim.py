@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,10 +23,22 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
         },
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    _leave_dynamo_out()
     # One kernel for all weights, which reads on the device whether the step is to be taken.
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def _leave_dynamo_out() -> None:
+    """Spare a training the import of torch._dynamo, a second or two before its first step.
+
+    Optimisers import it to keep these methods out of compiled code, from which nobody calls them.
+    Should a torch to come do that in another way, this does nothing.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+        setattr(method, "__dynamo_disable", method)  # where torch caches the method kept out
 
 
 class StepGuard:
@@ -43,7 +57,7 @@ class StepGuard:
         for buffer in model.buffers():
             by_type.setdefault(buffer.dtype, []).append(buffer)
         self._groups = list(by_type.values())
-        self._optimizer = optimizer
+        self._step = partial(inspect.unwrap(type(optimizer).step), optimizer)  # without dynamo
         self.flag = torch.zeros((), device=next(model.parameters()).device)
         optimizer.found_inf = self.flag  # type: ignore[attr-defined]  # what a GradScaler sets
 
@@ -60,7 +74,7 @@ class StepGuard:
             before: The statistics before its forward pass.
         """
         torch.maximum(self.flag, (~totals.isfinite()).any().to(self.flag), out=self.flag)
-        self._optimizer.step()
+        self._step()
         for group, old in zip(self._groups, before, strict=True):
             kept = torch.where(self.flag > 0, old, _flat(group)).split([b.numel() for b in group])
             parts = [part.view_as(buffer) for part, buffer in zip(kept, group, strict=True)]

@@ -21,7 +21,7 @@ import tarpon
 import torch
 from tarpon.cpus import usable_cpus
 
-from components import figures, links, loading, manifest, tracking
+from components import links, loading, manifest, tracking
 from components.manifest import Manifest
 from components.report import Report
 from components.run_log import RunLog
@@ -430,6 +430,8 @@ class _Training:
 
     def _log_samples(self, log: RunLog, image: torch.Tensor, label: torch.Tensor) -> None:
         """A grid of what the network is fed: after crop, flip, resize and mixing."""
+        from components import figures  # and matplotlib, which a training that goes on is spared
+
         pixels = image[:GRID_IMAGES].permute(0, 2, 3, 1).round().clamp(0, 255)
         images = pixels.byte().cpu().numpy()
         captions = [self.version.classes[number] for number in label[:GRID_IMAGES].tolist()]
@@ -440,6 +442,8 @@ class _Training:
         self, trainer: Trainer, log: RunLog, newest: str, resumed_from: int | None
     ) -> TrainReport:
         """Log the curves and the model, and say what there is."""
+        from components import figures
+
         log.log_figure(figures.curves(trainer.history), "curves.png")
         log.flush()  # MLflow links to a model what its run has when it is logged
         start = time.monotonic()
