@@ -18,11 +18,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import mlflow
 import numpy as np
-from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image
@@ -32,6 +31,9 @@ from components.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, PATIENCE_S, is_a
 from components.run_names import metric_name, params_of
 from components.sending import Entry, RunGoneError, Sender, one_request
 from components.store import split_url
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SEND_EVERY_S = 5.0
 KICK_AT = 500
@@ -201,6 +203,20 @@ class RunLog:
         """
         if self._closed:
             return ""
+        try:
+            self._send_what_is_left(timeout_s)
+        finally:  # Ctrl-C ends the waiting, and nothing is lost
+            with self._lock:
+                self._closed = True
+                self._kick.set()
+            self._thread.join(STOP_PATIENCE_S)  # a request under way has its own timeout
+            kept = self._keep_unsent()
+            with self._lock:
+                for lane in (self._records, self._files):
+                    lane.outbox.close()
+        return kept
+
+    def _send_what_is_left(self, timeout_s: float) -> None:
         if not self.flush(min(timeout_s, 1.0)) and (left := self._left()) and not self._gone:
             _log.warning(
                 "mlflow at %s still has to take %d entries of run %s; waiting up to %.0f s",
@@ -209,15 +225,6 @@ class RunLog:
             with self._lock:
                 self._kick.set()
                 self._lock.wait_for(lambda: not self._left() or self._gone, timeout_s)
-        with self._lock:
-            self._closed = True
-            self._kick.set()
-        self._thread.join(STOP_PATIENCE_S)  # a request under way has its own timeout
-        kept = self._keep_unsent()
-        with self._lock:
-            for lane in (self._records, self._files):
-                lane.outbox.close()
-        return kept
 
     def __enter__(self) -> Self:
         return self

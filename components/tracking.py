@@ -90,7 +90,7 @@ def open_run(
     experiment: str,
     name: str,
     tags: Mapping[str, str],
-    resume: str | None = None,
+    resume: str = "",
     description: str = "",
     patience_s: float = PATIENCE_S,
     system_metrics: bool = True,
@@ -115,10 +115,12 @@ def open_run(
     marks = dict(tags) | ({MLFLOW_RUN_NOTE: description} if description else {})
     injected = os.environ.get("MLFLOW_RUN_ID")
     attempt = uuid.uuid4().hex
+    run_id = ""
 
-    def start() -> str:
+    def start() -> None:
+        nonlocal run_id
         run_id = _injected(client, injected) if injected else _resumed(client, resume)
-        if run_id is None:
+        if not run_id:
             made = {MLFLOW_RUN_NAME: name, **marks, ATTEMPT_TAG: attempt}
             run_id = _new_run(client, _experiment_id(client, experiment), made)
         elif marks:
@@ -127,10 +129,13 @@ def open_run(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a GPU library it looks for warns that it has moved
             mlflow.start_run(run_id=run_id, log_system_metrics=system_metrics and _has("psutil"))
-        return run_id
 
     try:
-        run_id = patiently(start, patience_s=patience_s)
+        patiently(start, patience_s=patience_s)
+    except KeyboardInterrupt:
+        if run_id:
+            _end_run(client, run_id, "KILLED", patience_s)
+        raise
     except MlflowException as error:
         raise TrackingError(
             f"mlflow at {server()}: refuses to open a run ({reason(error)}); check "
@@ -167,14 +172,15 @@ def _injected(client: mlflow.MlflowClient, run_id: str) -> str:
     return run_id
 
 
-def _resumed(client: mlflow.MlflowClient, run_id: str | None) -> str | None:
-    if run_id is None:
-        return None
+def _resumed(client: mlflow.MlflowClient, run_id: str) -> str:
+    """The run, or an empty string where there is none to go on in."""
+    if not run_id:
+        return ""
     try:
         find_run(client, run_id)
     except RunGoneError as error:
         _log.warning("mlflow has no run %s any more (%s); going on in a new one", run_id, error)
-        return None
+        return ""
     return run_id
 
 
@@ -191,7 +197,10 @@ def _new_run(client: mlflow.MlflowClient, experiment_id: str, tags: dict[str, st
 def _end_run(client: mlflow.MlflowClient, run_id: str, status: str, patience_s: float) -> None:
     """End the run; a server that stays away does not hide why a training failed."""
     try:
-        mlflow.end_run(status)
+        if mlflow.active_run() is None:  # interrupted before it was started here
+            client.set_terminated(run_id, status)
+        else:
+            mlflow.end_run(status)
         return
     except MlflowException as error:
         if not is_away(error):

@@ -199,6 +199,9 @@ class Train:
     threads: int | None = _key("threads that decode, and torch's; null: one per core")
     checkpoint_every_s: float = _key("seconds between checkpoints inside an epoch")
     keep_checkpoints: int = _key("so many of the newest are kept")
+    start_from: str | None = _key(
+        "a checkpoint of a training with other settings (lr, clip_norm ...) to begin at; null: none"
+    )
     allow_unproven: bool = _key("train on a version whose leakage proof is missing or failed")
     fresh: bool = _key("start over where a finished or interrupted training could go on")
 

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         if first:
             print(f"train: {stop}", file=sys.stderr)
         return EXIT_CODES[stop.signal_name]
+    except KeyboardInterrupt:  # while modules were imported; there was nothing to save
+        return EXIT_CODES["SIGINT"]
     except (ExecutorInputError, SettingsError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
@@ -124,4 +127,7 @@ def _reader(kind: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # one that comes while Python ends changes no code
+    sys.exit(code)

@@ -15,10 +15,16 @@ from typing import Any, Self
 
 import torch
 
-from components.store import Store
+from components.store import Store, StoreError, split_url
+from components.train.settings import Settings
 
 _NAME = re.compile(r"^checkpoint-(\d{9})\.pt$")
 _log = logging.getLogger(__name__)
+
+
+SAME = ("model", "optimizer", "batch_size", "seed")
+"""Settings that a training shares with the one whose checkpoint it starts from: what is in it would
+not fit otherwise, or its step would be another place in the epoch."""
 
 
 class CheckpointMismatchError(ValueError):
@@ -33,7 +39,8 @@ class State:
     Nor is the learning rate, which follows from the step.
 
     Args:
-        run_id: The MLflow run that this training logs to.
+        run_id: The MLflow run that this training logs to; empty: a new one is to be made.
+        settings: `Settings.identity` of the training.
         classes: What the network's outputs mean.
         epoch: The epoch the next step belongs to.
         step: Optimiser steps taken so far, over all epochs.
@@ -46,6 +53,7 @@ class State:
     """
 
     run_id: str
+    settings: dict[str, Any]
     classes: list[str]
     epoch: int
     step: int
@@ -108,10 +116,13 @@ class Checkpoints:
         """Whether one is still being written."""
         return self._writing is not None and not self._writing.done()
 
-    def save(self, state: State) -> str:
+    def save(self, state: State, *, beside: bool = False) -> str:
         """Have one written, atomically, then drop all but it and those before; returns its URL.
 
         Tensors are copied before this returns. Waits for the one before, if it is not written yet.
+
+        Args:
+            beside: All the others stay.
 
         Raises:
             StoreError: The one before could not be written.
@@ -119,7 +130,7 @@ class Checkpoints:
         self.wait()
         name = f"checkpoint-{state.step:09d}.pt"
         fields = {f.name: _copied(getattr(state, f.name)) for f in dataclasses.fields(state)}
-        self._writing = self._writer.submit(self._write, name, fields)
+        self._writing = self._writer.submit(self._write, name, fields, drop=not beside)
         return self._store.url(name)
 
     def wait(self) -> None:
@@ -132,9 +143,11 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def _write(self, name: str, fields: dict[str, Any]) -> None:
+    def _write(self, name: str, fields: dict[str, Any], *, drop: bool) -> None:
         with self._store.open_temp(name) as file:
             torch.save(fields, file)
+        if not drop:
+            return
         names = self._newest_first()
         # One of a later step was damaged, or it would have been gone on from.
         for other in names[: names.index(name)] + names[names.index(name) + self._keep :]:
@@ -181,6 +194,40 @@ class Checkpoints:
 
     def _newest_first(self) -> list[str]:
         return sorted((name for name in self._store.list() if _NAME.match(name)), reverse=True)
+
+
+def load(url: str) -> State:
+    """One checkpoint by its URL; tensors on the CPU."""
+    store, name = split_url(url)
+    return Checkpoints(store.root).load(name)
+
+
+def start_from(url: str, settings: Settings, classes: list[str]) -> State:
+    """The state of another training, for one of its own run that goes on there.
+
+    Raises:
+        CheckpointMismatchError: It is no checkpoint, or of a training that differs in `SAME`.
+        StoreError: It is not there.
+    """
+    where = f"train.start_from={url}"
+    try:
+        state = load(url)
+    except StoreError:
+        raise
+    except Exception as error:  # torch raises half a dozen kinds for what is no checkpoint
+        raise CheckpointMismatchError(
+            f"{where}: cannot be read ({type(error).__name__}), expected a checkpoint of a "
+            "training, checkpoint-<step>.pt in its folder"
+        ) from error
+    state.require_classes(classes, where)
+    for key in SAME:
+        found, mine = state.settings[key], getattr(settings, key)
+        if found != mine:
+            raise CheckpointMismatchError(
+                f"{where}: found a checkpoint of train.{key}={found!r}, expected {mine!r} as in "
+                f"this training; set train.{key}={found}, or train.start_from=null to begin again"
+            )
+    return dataclasses.replace(state, run_id="", mlflow=[])
 
 
 def _copied(value: Any) -> Any:

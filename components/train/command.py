@@ -20,7 +20,8 @@ from components.train import run
 from components.train.batches import DaliMissingError
 from components.train.checkpoint import CheckpointMismatchError
 from components.train.distributed import RanksError
-from components.train.loop import NonFiniteLossError, OutOfMemoryError
+from components.train.loop import NonFiniteLossError
+from components.train.memory import OutOfMemoryError
 from components.train.model import UnknownModelError
 from components.train.settings import SettingsError
 

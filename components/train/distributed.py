@@ -99,29 +99,30 @@ class Ranks:
         """The network whose gradients are averaged over the ranks as they are made."""
         if self.world_size == 1:
             return model
-        on_gpu = next(model.parameters()).is_cuda
+        device = next(model.parameters()).device
         with self._named("the first weights from rank 0"):
             return nn.parallel.DistributedDataParallel(
                 model,
-                device_ids=[self.local_rank] if on_gpu else None,
+                device_ids=[device] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
 
-    def say_done(self, what: str) -> None:
-        """Rank 0: end the others' `wait_for`."""
+    def say_done(self, what: str, how: str = "done") -> None:
+        """Rank 0: end the others' `wait_for`, and have it return `how`."""
         if self._store is not None:
-            self._store.set(f"tarpon/{what}", "done")
+            self._store.set(f"tarpon/{what}", how)
 
-    def wait_for(self, what: str, *, timeout_s: float = LAST_WAIT_S) -> None:
-        """Wait until rank 0 has said that it is done.
+    def wait_for(self, what: str, *, timeout_s: float = LAST_WAIT_S) -> str:
+        """Wait until rank 0 has said that it is done, and how.
 
         Raises:
             RanksError: It did not within `timeout_s`, or the store of torchrun is gone.
         """
         if self._store is None:
-            return
+            return "done"
         try:
             self._store.wait([f"tarpon/{what}"], timedelta(seconds=timeout_s))
+            return str(self._store.get(f"tarpon/{what}").decode())
         except (RuntimeError, ConnectionError) as error:
             raise RanksError(
                 f"rank {self.rank} of {self.world_size}: waited up to {timeout_s:g} s for rank 0 "
@@ -162,8 +163,8 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(
             rank=rank,
             world_size=world_size,
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
+            local_rank=local_rank(),
+            local_world_size=local_world_size(),
             store=store,
         )
     finally:
@@ -173,6 +174,11 @@ def joined(device: str) -> Iterator[Ranks]:
 def local_rank() -> int:
     """This process's number on its machine, as torchrun says; 0 without it."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """How many of them train on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
 def world_size() -> int:

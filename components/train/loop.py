@@ -13,6 +13,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,11 +22,12 @@ from torch import nn
 
 from components.progress import track
 from components.run_log import RunLog
+from components.train import memory
 from components.train.batches import Stream
 from components.train.checkpoint import Checkpoints, State
 from components.train.distributed import Ranks
 from components.train.mix import Targets, mix
-from components.train.optim import Average, build_optimizer, learning_rate
+from components.train.optim import Average, StepGuard, build_optimizer, learning_rate
 from components.train.settings import Settings
 from components.train.stop import StopRequested, StopSignals
 from components.train.watch import LoaderWatch
@@ -42,10 +45,6 @@ class NonFiniteLossError(ArithmeticError):
     """The loss or the gradient became nan or infinite; the message names that batch's samples."""
 
 
-class OutOfMemoryError(RuntimeError):
-    """A step does not fit into the device's memory; the message says which settings make it fit."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What one step came to, read once the device has got there.
@@ -54,6 +53,7 @@ class Outcome:
         totals: Over all ranks: loss times samples, correct, gradient norm times ranks, then how
             many ranks heard SIGTERM, heard SIGINT, and want a checkpoint.
         loss, indices: Of this rank, for the message should they be bad.
+        loader: The train stream's state before the step's batch, to go back to then.
     """
 
     step: int
@@ -62,6 +62,7 @@ class Outcome:
     done: torch.cuda.Event | None
     loss: torch.Tensor
     indices: torch.Tensor
+    loader: dict[str, Any]
 
     def read(self) -> list[float]:
         """The totals; waits for the device to have come as far."""
@@ -114,6 +115,7 @@ class Trainer:
         self._network = network
         self._average = Average(network, settings.ema_decay) if settings.ema_decay else None
         self._optimizer = build_optimizer(network, settings)
+        self._guard = StepGuard(network, self._optimizer)
         if settings.compile:
             network.compile()  # in place: names of weights stay, and so do checkpoints
         self._parallel = ranks.parallel(network)
@@ -134,9 +136,12 @@ class Trainer:
     def restore(self, state: State) -> None:
         """Go to where a checkpoint was taken."""
         self._network.load_state_dict(state.model)
-        if self._average and state.average is not None:
-            self._average.model.load_state_dict(state.average)
+        if self._average:
+            self._average.model.load_state_dict(state.average or state.model)
+        groups = [{**group} for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state.optimizer)
+        for group, asked in zip(self._optimizer.param_groups, groups, strict=True):
+            group.update(asked)  # weight decay and the like are those of the settings
         self.epoch, self.step, self.history = state.epoch, state.step, state.history
         self._sums = {**_no_sums(), **state.sums}
         self._batches.load_state_dict(state.loader)
@@ -147,7 +152,7 @@ class Trainer:
         """Train to the last epoch, with a checkpoint after each.
 
         Raises:
-            NonFiniteLossError: Nothing is saved then: the last checkpoint is the last good state.
+            NonFiniteLossError: The state before that step is saved, if its weights are numbers.
             OutOfMemoryError: A step does not fit.
             RanksError: Another rank ended.
             StopRequested: A signal came; the state up to it is saved.
@@ -157,8 +162,12 @@ class Trainer:
             left = self._settings.epochs * self._epoch_steps - self.step
             stream = track(stream, total=left, label="train")
         with self._explained():
-            for batch in stream:
-                self._train_on(batch)
+            if self.step == (self.epoch + 1) * self._epoch_steps:  # stopped while it validated
+                self._end_epoch()
+                self._batches.set_epoch(self.epoch)
+                self._save()
+            for batch, before in stream:
+                self._train_on(batch, before)
                 ends = self.step % self._epoch_steps == 0
                 if self._watch is not None:
                     self._watch.look(self.step, now=ends)
@@ -173,21 +182,24 @@ class Trainer:
                     self._settle(0)
                     self._end_for(self._must_stop())
 
-    def _stream(self) -> Iterator[Mapping[str, torch.Tensor]]:
-        """All batches of all epochs left; the time spent waiting for each is added up."""
+    def _stream(self) -> Iterator[tuple[Mapping[str, torch.Tensor], dict[str, Any]]]:
+        """All batches of all epochs left, each with the stream's state before it.
+
+        The time spent waiting for them is added up.
+        """
         for _ in range(self.epoch, self._settings.epochs):
             batches = iter(self._batches)
             while True:
-                start = time.perf_counter()
+                before, start = self._batches.state_dict(), time.perf_counter()
                 batch = next(batches, None)
                 if batch is None:
                     break
                 self._sums["wait_s"] += time.perf_counter() - start
-                yield batch
+                yield batch, before
 
     # ---- one step ------------------------------------------------------------------------------
 
-    def _train_on(self, batch: Mapping[str, torch.Tensor]) -> None:
+    def _train_on(self, batch: Mapping[str, torch.Tensor], before: dict[str, Any]) -> None:
         start = time.perf_counter()
         settings = self._settings
         torch.manual_seed(step_seed(settings.seed, self.step, self._ranks.rank))
@@ -200,14 +212,19 @@ class Trainer:
         if self.step == 0:
             self._on_first_batch(image, targets.label)
         self._optimizer.zero_grad(set_to_none=True)
+        statistics = self._guard.statistics()
         loss, correct = self._accumulate(image, targets)
         limit = settings.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), limit)
-        self._optimizer.step()
         self.step += 1
+        totals = self._totals(loss, correct, norm, len(batch["indices"]))
+        with memory.explained(partial(memory.network_too_large, settings)):
+            self._guard.step(totals, statistics)
         if self._average:
-            self._average.update(self.step)
-        self._note(lr, loss, correct, norm, batch["indices"])
+            self._average.update(self.step, self._guard.flag)
+        self._note(
+            totals, step=self.step, lr=lr, loss=loss, indices=batch["indices"], loader=before
+        )
         self._settle(LAG[self._kind])
         self._sums["step_s"] += time.perf_counter() - start
 
@@ -230,30 +247,26 @@ class Trainer:
             hits.append(labels.correct(logits.detach()))
         return torch.stack(losses).sum(), torch.stack(hits).sum()
 
-    def _note(
-        self,
-        lr: float,
-        loss: torch.Tensor,
-        correct: torch.Tensor,
-        norm: torch.Tensor,
-        indices: torch.Tensor,
-    ) -> None:
-        """Put what the step came to on its way to the host, summed over the ranks."""
+    def _totals(
+        self, loss: torch.Tensor, correct: torch.Tensor, norm: torch.Tensor, samples: int
+    ) -> torch.Tensor:
+        """What the step came to, summed over the ranks: `Outcome.totals`."""
         due = time.monotonic() - self._saved > self._settings.checkpoint_every_s
         saves = self._checkpoints is not None and not self._checkpoints.busy and due
         heard = self._stop.requested
         flags = [heard == "SIGTERM", heard == "SIGINT", saves]
         counts = [torch.full_like(loss, float(flag)) for flag in flags]
-        totals = torch.stack([loss * len(indices), correct.to(loss.dtype), norm, *counts])
-        self._ranks.add(totals, f"what step {self.step} came to on every rank")
+        totals = torch.stack([loss * samples, correct.to(loss.dtype), norm, *counts])
+        return self._ranks.add(totals, f"what step {self.step} came to on every rank")
+
+    def _note(self, totals: torch.Tensor, **step: Any) -> None:
+        """Put what the step came to on its way to the host."""
         done = None
         if self._kind == "cuda":
             totals = totals.to("cpu", non_blocking=True)
             done = torch.cuda.Event()
             done.record()
-        self._pending.append(
-            Outcome(step=self.step, lr=lr, totals=totals, done=done, loss=loss, indices=indices)
-        )
+        self._pending.append(Outcome(totals=totals, done=done, **step))
 
     def _settle(self, lag: int) -> None:
         """Look at the outcome of all but the newest `lag` steps."""
@@ -278,19 +291,52 @@ class Trainer:
                 self._began_s = None
 
     def _bad_step(self, outcome: Outcome, loss: float, norm: float) -> str:
+        """Go back to before a step that was refused, and save that; the message for it."""
         mine = (bool(outcome.loss.isfinite()), outcome.indices.tolist())
         ranks = self._ranks.gather(mine, "the samples of a bad step")
+        ranks = ranks[self._ranks.rank :] + ranks[: self._ranks.rank]  # its own come first
         bad = [index for finite, indices in ranks for index in indices if not finite]
         bad = bad or [index for _, indices in ranks for index in indices]
         more = f" and {len(bad) - NAMED_KEYS} more" if len(bad) > NAMED_KEYS else ""
         keys = ", ".join(self._key_of(index) for index in bad[:NAMED_KEYS])
         what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        self.step = outcome.step - 1  # the guard took neither this one nor those queued behind it
         return (
             f"train: the {what} became {value} at step {outcome.step} (epoch {self.epoch + 1}), "
-            f"expected a finite number; sample keys {keys}{more}; lower train.lr, set "
-            "train.clip_norm or look at these samples; nothing was saved since: the last "
-            "checkpoint is kept"
+            f"expected a finite number; look at the samples {keys}{more}; "
+            f"{self._way_out(outcome.loader)}"
         )
+
+    def _way_out(self, loader: dict[str, Any]) -> str:
+        """Save what there is to save; where the last good state is and what to do, on all ranks.
+
+        It takes no other checkpoint's place: finite weights may be beyond all good as well.
+        """
+        said, url = "", ""
+        if self._checkpoints is not None:
+            if not self._weights_are_numbers():
+                said = "the weights are no numbers any more and are not saved"
+            elif self.step:
+                said = "that step was not taken, and the state before it is saved"
+                self._checkpoints.save(self._state(loader), beside=True)
+            else:
+                said = "it was the first step"
+            self._checkpoints.wait()
+            url = self._checkpoints.newest()
+        said, url = self._ranks.share((said, url), "where the last good checkpoint is")
+        if not url:
+            return (
+                f"{said}, and there is no checkpoint; lower train.lr or set train.clip_norm, and "
+                "begin again"
+            )
+        return (
+            f"{said}; go on with train.start_from={url} and a lower train.lr or a "
+            "train.clip_norm, or begin again without it"
+        )
+
+    def _weights_are_numbers(self) -> bool:
+        finite = [weight.isfinite().all() for weight in self._network.parameters()]
+        return bool(torch.stack(finite).all())
 
     # ---- ends of epochs, checkpoints, stops ------------------------------------------------------
 
@@ -305,7 +351,13 @@ class Trainer:
             "train/data_wait_percent": 100 * sums["wait_s"] / spent_s,
         }
         if self._validation is not None:
-            row |= validate(self.model, self._validation, self._ranks, bfloat16=self._bfloat16)
+            row |= validate(
+                self.model,
+                self._validation,
+                self._ranks,
+                bfloat16=self._bfloat16,
+                before_each=self._stop_if_asked,
+            )
         if self._metrics is not None:
             self._metrics.add(self.step, row)
         self.history.append(row)
@@ -319,30 +371,50 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self) -> str:
-        """Rank 0: have a checkpoint written; returns its URL, on the other ranks nothing."""
+        """Rank 0: have a checkpoint written; returns its URL, on the other ranks nothing.
+
+        Raises:
+            NonFiniteLossError: On all ranks: the weights are no numbers, so nothing is written.
+        """
         self._wanted, self._saved = "", time.monotonic()
-        if self._checkpoints is None or self._metrics is None:
-            return ""
-        return self._checkpoints.save(
-            State(
-                run_id=self._metrics.run_id,
-                classes=self._classes,
-                epoch=self.epoch,
-                step=self.step,
-                sums=self._sums,
-                history=self.history,
-                model=self._network.state_dict(),
-                average=self._average.model.state_dict() if self._average else None,
-                optimizer=self._optimizer.state_dict(),
-                loader=self._batches.state_dict(),
-                mlflow=self._metrics.pending(),
+        state = self._batches.state_dict()
+        if not self._weights_are_numbers():
+            raise NonFiniteLossError(
+                f"train: the weights became nan or infinite in step {self.step} (epoch "
+                f"{self.epoch + 1}), expected finite numbers; {self._way_out(state)}"
             )
+        if self._checkpoints is None:
+            return ""
+        return self._checkpoints.save(self._state(state))
+
+    def _state(self, loader: dict[str, Any]) -> State:
+        assert self._metrics is not None  # rank 0, which alone saves
+        return State(
+            run_id=self._metrics.run_id,
+            settings=self._settings.identity(),
+            classes=self._classes,
+            epoch=self.epoch,
+            step=self.step,
+            sums=self._sums,
+            history=self.history,
+            model=self._network.state_dict(),
+            average=self._average.model.state_dict() if self._average else None,
+            optimizer=self._optimizer.state_dict(),
+            loader=loader,
+            mlflow=self._metrics.pending(),
         )
 
     def _must_stop(self) -> str:
         """The signal to stop for, at the same step on every rank; empty: go on."""
         alone = self._stop.requested if self._ranks.world_size == 1 else ""
         return alone or (self._wanted if self._wanted != "save" else "")
+
+    def _stop_if_asked(self) -> None:
+        """Between two batches of the validation; all ranks stop at the same one."""
+        heard = [self._stop.requested == name for name in ("SIGTERM", "SIGINT")]
+        flags = self._ranks.add(torch.tensor(heard, dtype=torch.float32), "whether to stop")
+        if flags.any():
+            self._end_for("SIGTERM" if flags[0] else "SIGINT")
 
     def _end_for(self, signal_name: str) -> None:
         path = self._ranks.share(self._save(), "where the last checkpoint is")
@@ -357,25 +429,17 @@ class Trainer:
     def _explained(self) -> Iterator[None]:
         """Errors of torch that a setting or another rank is to blame for, said in our words."""
         try:
-            yield
+            with memory.explained(self._too_large):
+                yield
         except RuntimeError as error:
             text = str(error)
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
-                raise OutOfMemoryError(self._too_large(text)) from error
             if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
                 raise self._ranks.lost(f"the gradients of step {self.step + 1}", error) from error
             raise
 
     def _too_large(self, text: str) -> str:
-        settings, per_rank = self._settings, self._settings.split(self._ranks.world_size)
-        part = per_rank // settings.accumulate
-        precision = "" if self._bfloat16 else ", set train.precision=bfloat16"
-        return (
-            f"train: step {self.step + 1} does not fit into the memory of the device "
-            f"({text.splitlines()[0]}), found {part} samples of {settings.image_size} pixels at a "
-            f"time; raise train.accumulate from {settings.accumulate} to work off the same step in "
-            f"more parts, lower train.batch_size or train.image_size{precision}"
-        )
+        samples = self._settings.split(self._ranks.world_size) // self._settings.accumulate
+        return memory.step_too_large(self._settings, self.step + 1, samples, self._bfloat16, text)
 
 
 def forward(network: nn.Module, image: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
@@ -386,7 +450,12 @@ def forward(network: nn.Module, image: torch.Tensor, *, bfloat16: bool) -> torch
 
 
 def validate(
-    network: nn.Module, batches: Stream, ranks: Ranks, *, bfloat16: bool
+    network: nn.Module,
+    batches: Stream,
+    ranks: Ranks,
+    *,
+    bfloat16: bool,
+    before_each: Callable[[], None],
 ) -> dict[str, float]:
     """Loss (without label smoothing) and accuracy over one pass, every sample counted once."""
     ranks.share_buffers(network)
@@ -394,6 +463,7 @@ def validate(
     sums: torch.Tensor | float = 0.0
     with torch.inference_mode():
         for batch in batches:
+            before_each()
             logits = forward(network, batch["image"], bfloat16=bfloat16)
             losses = nn.functional.cross_entropy(logits, batch["label"], reduction="none")
             hits = (logits.argmax(1) == batch["label"]).float()

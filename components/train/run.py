@@ -10,8 +10,10 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -19,20 +21,20 @@ import tarpon
 import torch
 from tarpon.cpus import usable_cpus
 
-from components import figures, links, loading, manifest, tracking
+from components import links, loading, manifest, tracking
 from components.manifest import Manifest
 from components.report import Report
 from components.run_log import RunLog
 from components.store import Store
 from components.system_metrics import SystemMetrics
 from components.train import batches as batches_of
-from components.train import distributed
+from components.train import checkpoint, distributed, memory
 from components.train.checkpoint import Checkpoints, State
-from components.train.distributed import Ranks
+from components.train.distributed import Ranks, RanksError
 from components.train.loop import NonFiniteLossError, Trainer
 from components.train.model import build_model
 from components.train.settings import Settings, SettingsError, training_key
-from components.train.stop import StopRequested, StopSignals
+from components.train.stop import EXIT_CODES, StopRequested, StopSignals
 from components.train.watch import LoaderWatch
 
 _log = logging.getLogger(__name__)
@@ -75,6 +77,18 @@ class TrainReport(Report):
     val_accuracy: float | None
     images_per_s: float
     resumed_from_step: int | None
+
+    def metrics(self) -> dict[str, float]:
+        """What the last epoch came to, by the names it has in MLflow."""
+        found = {
+            "epoch": float(self.epochs),
+            "train/loss": self.train_loss,
+            "train/accuracy": self.train_accuracy,
+            "train/images_per_s": self.images_per_s,
+            "val/loss": self.val_loss,
+            "val/accuracy": self.val_accuracy,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def train(
@@ -135,6 +149,7 @@ def train(
             device=device,
             ranks=ranks,
             stop=stop,
+            key=key,
             store=store,
             experiment=experiment,
             config=dict(config) if config else {"train": dataclasses.asdict(chosen)},
@@ -153,6 +168,13 @@ def _pick_device(settings: Settings) -> str:
         )
     found = torch.cuda.device_count()
     picked = loading.pick_device(settings.device, cuda=found)
+    ranks_here = distributed.local_world_size()
+    if ":" in picked and ranks_here > 1:
+        raise SettingsError(
+            f"train.device={picked!r}: found {ranks_here} processes on this machine, expected one "
+            "for a numbered device, or a GPU for each; set train.device=cuda, and "
+            "CUDA_VISIBLE_DEVICES to choose among the GPUs"
+        )
     if picked == "cuda" and started > 1:
         picked = loading.pick_device(f"cuda:{distributed.local_rank()}", cuda=found)
     return picked
@@ -174,6 +196,7 @@ class _Training:
     device: str
     ranks: Ranks
     stop: StopSignals
+    key: str
     store: Store
     experiment: str
     config: dict[str, Any]
@@ -183,13 +206,24 @@ class _Training:
     def run(self, *, fresh: bool) -> TrainReport:
         if not self.ranks.first:
             return self._follow()
+        how = "failed"
         try:
-            return self._lead(fresh=fresh)
+            report = self._lead(fresh=fresh)
+            how = "done"
+        except StopRequested as stop:
+            how = stop.signal_name
+            raise
         finally:
-            self.ranks.say_done(THE_END)
+            self.ranks.say_done(THE_END, how)
+        return report
 
     def _lead(self, *, fresh: bool) -> TrainReport:
-        """Rank 0: find where to begin, tell the others, train, log and report."""
+        """Rank 0: find where to begin, tell the others, train, log and report.
+
+        Before the first step and after the last a signal is heard at once: there may be a wait for
+        the tracking server, and no step to come.
+        """
+        self.stop.hear_at_once("")
         client = tracking.connect()
         with Checkpoints(self.store.root, keep=self.settings.keep_checkpoints) as checkpoints:
             if fresh:
@@ -201,12 +235,23 @@ class _Training:
                     "%s: this training is finished; its model is %s",
                     self.store.root, done.model_uri,
                 )  # fmt: skip
+                self._tell_injected_run(client, done)
                 return self.ranks.share((done, ""), WHERE_TO_BEGIN)[0]
-            name, state = checkpoints.load_newest() or ("", None)
-            if state:
-                state.require_classes(list(self.version.classes), checkpoints.url(name))
-            self.ranks.share((None, name), WHERE_TO_BEGIN)
+            url, state = self._where_to_begin(checkpoints)
+            self.stop.hear_at_once(url)
+            self.ranks.share((None, url), WHERE_TO_BEGIN)
             return self._lead_run(client, checkpoints, state)
+
+    def _where_to_begin(self, checkpoints: Checkpoints) -> tuple[str, State | None]:
+        """The newest checkpoint, else the one that was asked for: its URL and what is in it."""
+        classes = list(self.version.classes)
+        if found := checkpoints.load_newest():
+            name, state = found
+            state.require_classes(classes, checkpoints.url(name))
+            return checkpoints.url(name), state
+        if url := self.settings.start_from:
+            return url, checkpoint.start_from(url, self.settings, classes)
+        return "", None
 
     def _lead_run(
         self, client: mlflow.MlflowClient, checkpoints: Checkpoints, state: State | None
@@ -219,13 +264,14 @@ class _Training:
                 experiment=self.experiment,
                 name=name,
                 tags=tags | self.kfp.tags(),
-                resume=state.run_id if state else None,
-                description=self._description(tags),
+                resume=state.run_id if state else "",
+                description=self._description(tags, {}, {}),
                 system_metrics=False,
             ) as run_id,
             RunLog(client, run_id, unsent=self.store.url(UNSENT)) as log,
             SystemMetrics(log),
         ):
+            self.stop.hear_between_steps()
             _log.info("mlflow run %s in experiment %r", run_id, self.experiment)
             self._log_inputs(log)
             trainer = self._fit(
@@ -235,22 +281,36 @@ class _Training:
                 on_first_batch=lambda *fed: self._log_samples(log, *fed),
             )
             checkpoints.wait()
-            report = self._report(trainer, log, checkpoints.newest(), state.step if state else None)
+            newest = checkpoints.newest()
+            self.stop.hear_at_once(newest)
+            report = self._report(trainer, log, newest, state.step if state else None)
+        self.stop.hear_between_steps()  # of which there are none: the training is done
         self.store.write_bytes(REPORT, (report.to_json() + "\n").encode())
         return report
 
     def _follow(self) -> TrainReport:
         """The other ranks: begin where rank 0 says, train along, wait until it has reported."""
-        done, name = self.ranks.share((None, ""), WHERE_TO_BEGIN)
-        if done is not None:
-            return done
-        state = Checkpoints(self.store.root).load(name) if name else None
+        url = ""
         try:
-            self._fit(state)
+            done, url = self.ranks.share((None, ""), WHERE_TO_BEGIN)
+            if done is not None:
+                return done
+            self._fit(checkpoint.load(url) if url else None)
         except (NonFiniteLossError, StopRequested):
             self.ranks.wait_for(THE_END)  # torchrun ends rank 0 soon after the first that ends
             raise
-        self.ranks.wait_for(THE_END)
+        except RanksError:
+            if self.stop.requested:  # rank 0 heard it before the first step, and has ended
+                raise StopRequested(self.stop.requested, url) from None
+            raise
+        how = self.ranks.wait_for(THE_END)
+        if how in EXIT_CODES:
+            raise StopRequested(how, Checkpoints(self.store.root).newest())
+        if how != "done":
+            raise RanksError(
+                f"rank {self.ranks.rank} of {self.ranks.world_size}: rank 0 could not "
+                f"{THE_END}; see its message"
+            )
         return self._read_report()
 
     def _read_report(self) -> TrainReport:
@@ -270,10 +330,38 @@ class _Training:
             return report
         return None
 
-    def _description(self, tags: Mapping[str, str]) -> str:
-        facts = {"dataset": self.version.url, "digest": tags["dataset.digest"][:16]}
-        facts["code"] = tags["code.version"]
-        return links.description(facts, {"KFP run": self.kfp.url})
+    def _tell_injected_run(self, client: mlflow.MlflowClient, done: TrainReport) -> None:
+        """Give the run that `MLFLOW_RUN_ID` names, if it is another one, what the training's says.
+
+        Whoever made it for this task finds the settings, the last metrics and the way to the rest.
+        """
+        if os.environ.get("MLFLOW_RUN_ID", done.run_id) == done.run_id:
+            return
+        of_training = {"train.run_id": done.run_id, "train.model_uri": done.model_uri}
+        tags = tracking.dataset_tags(self.version) | of_training
+        experiment = tracking.patiently(lambda: client.get_run(done.run_id)).info.experiment_id
+        page = links.mlflow_run_url(experiment, done.run_id)
+        with (
+            tracking.open_run(
+                client,
+                experiment=self.experiment,
+                name="",
+                tags=tags | self.kfp.tags(),
+                description=self._description(tags, of_training, {"the run of the training": page}),
+                system_metrics=False,
+            ) as run_id,
+            RunLog(client, run_id) as log,
+        ):
+            self._log_inputs(log)
+            log.add(done.steps, done.metrics())
+        _log.info("mlflow run %s is told what run %s came to", run_id, done.run_id)
+
+    def _description(
+        self, tags: Mapping[str, str], facts: Mapping[str, str], pages: Mapping[str, str]
+    ) -> str:
+        known = {"dataset": self.version.url, "digest": tags["dataset.digest"][:16]}
+        known["code"] = tags["code.version"]
+        return links.description({**known, **facts}, {"KFP run": self.kfp.url, **pages})
 
     def _log_inputs(self, log: RunLog) -> None:
         log.log_params(self.config)
@@ -296,8 +384,10 @@ class _Training:
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         if (threads := settings.threads or ranks.threads) is not None:
             torch.set_num_threads(threads)
-        network = build_model(settings.model, len(version.classes)).to(self.device)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = build_model(settings.model, len(version.classes))
+        with self._room_for_network():
+            network = network.to(self.device)
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         where: dict[str, Any] = {"device": self.device, "ranks": ranks}
         with contextlib.ExitStack() as stack:
             batches = stack.enter_context(batches_of.train_stream(version, settings, **where))
@@ -308,25 +398,26 @@ class _Training:
                 _log.warning("%s: the val split is empty, nothing is validated", version.url)
             threads = settings.threads or ranks.threads or usable_cpus()
             watch = None if metrics is None else LoaderWatch(batches, metrics, threads=threads)
-            trainer = Trainer(
-                network=network,
-                settings=settings,
-                precision=_pick_precision(settings, self.device),
-                batches=batches,
-                validation=validation,
-                metrics=metrics,
-                checkpoints=checkpoints,
-                classes=list(version.classes),
-                stop=self.stop,
-                key_of=lambda index: tarpon.open(version.shards_url("train")).key(index),
-                on_first_batch=on_first_batch,
-                watch=watch,
-                began_s=self.began_s,
-                **where,
-            )
-            if state is not None:
-                trainer.restore(state)
-                _log.info("going on after step %d, epoch %d", state.step, state.epoch + 1)
+            with self._room_for_network():
+                trainer = Trainer(
+                    network=network,
+                    settings=settings,
+                    precision=_pick_precision(settings, self.device),
+                    batches=batches,
+                    validation=validation,
+                    metrics=metrics,
+                    checkpoints=checkpoints,
+                    classes=list(version.classes),
+                    stop=self.stop,
+                    key_of=lambda index: tarpon.open(version.shards_url("train")).key(index),
+                    on_first_batch=on_first_batch,
+                    watch=watch,
+                    began_s=self.began_s,
+                    **where,
+                )
+                if state is not None:
+                    trainer.restore(state)
+                    _log.info("going on after step %d, epoch %d", state.step, state.epoch + 1)
             if metrics is not None:
                 for row in state.history if state else ():  # a new run gets them as well
                     metrics.add(round(row["epoch"]) * len(batches), row)
@@ -334,8 +425,13 @@ class _Training:
             trainer.fit()
         return trainer
 
+    def _room_for_network(self) -> contextlib.AbstractContextManager[None]:
+        return memory.explained(partial(memory.network_too_large, self.settings))
+
     def _log_samples(self, log: RunLog, image: torch.Tensor, label: torch.Tensor) -> None:
         """A grid of what the network is fed: after crop, flip, resize and mixing."""
+        from components import figures  # and matplotlib, which a training that goes on is spared
+
         pixels = image[:GRID_IMAGES].permute(0, 2, 3, 1).round().clamp(0, 255)
         images = pixels.byte().cpu().numpy()
         captions = [self.version.classes[number] for number in label[:GRID_IMAGES].tolist()]
@@ -343,9 +439,11 @@ class _Training:
         log.log_figure(grid, "samples/train.png")
 
     def _report(
-        self, trainer: Trainer, log: RunLog, checkpoint: str, resumed_from: int | None
+        self, trainer: Trainer, log: RunLog, newest: str, resumed_from: int | None
     ) -> TrainReport:
         """Log the curves and the model, and say what there is."""
+        from components import figures
+
         log.log_figure(figures.curves(trainer.history), "curves.png")
         log.flush()  # MLflow links to a model what its run has when it is logged
         start = time.monotonic()
@@ -355,7 +453,7 @@ class _Training:
         return TrainReport(
             run_id=log.run_id,
             model_uri=model_uri,
-            checkpoint=checkpoint,
+            checkpoint=newest,
             dataset_url=self.version.url,
             dataset_digest=self.version.digest,
             epochs=trainer.epoch,
@@ -373,4 +471,6 @@ class _Training:
         # that would stand before the first step.
         from components.train.export import log_model
 
-        return log_model(trainer.model, self.version, self.settings, trainer.step)
+        return log_model(
+            trainer.model, self.version, self.settings, step=trainer.step, key=self.key
+        )

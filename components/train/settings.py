@@ -69,6 +69,8 @@ class Settings:
         threads: Torch's and the loader's CPU threads each, per process; None leaves the choice.
         checkpoint_every_s: Seconds between checkpoints within an epoch; each epoch ends with one.
         keep_checkpoints: The newest so many are kept.
+        start_from: URL of another training's checkpoint, of the same network, optimiser, batch
+            size and seed, to begin at; None: from the start.
     """
 
     epochs: int = 8
@@ -97,6 +99,7 @@ class Settings:
     threads: int | None = None
     checkpoint_every_s: float = 300.0
     keep_checkpoints: int = 2
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -126,6 +129,7 @@ class Settings:
             "clip_norm", self.clip_norm is None or self.clip_norm > 0, "a norm above 0, or null"
         )
         self._check("checkpoint_every_s", self.checkpoint_every_s > 0, "seconds above 0")
+        self._check("start_from", self.start_from != "", "the URL of a checkpoint, or null")
         self._one_of("precision", PRECISIONS)
         self._one_of("optimizer", OPTIMIZERS)
         self._one_of("loader", LOADERS)

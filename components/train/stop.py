@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, heard between two steps."""
+"""SIGTERM and Ctrl-C: heard between two steps, or at once where nothing is lost by it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,39 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 class StopRequested(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C arrived; a checkpoint was written before this was raised."""
+    """SIGTERM or Ctrl-C arrived; what is to be gone on from was written before this was raised.
+
+    Args:
+        checkpoint: Its URL; empty where no step was trained yet.
+    """
 
     def __init__(self, signal_name: str, checkpoint: str) -> None:
-        super().__init__(f"stopped by {signal_name}; run the same command again to go on from "
-                         f"{checkpoint}")  # fmt: skip
+        on = f" to go on from {checkpoint}" if checkpoint else ""
+        super().__init__(f"stopped by {signal_name}; run the same command again{on}")
         self.signal_name = signal_name
 
 
 class StopSignals:
     """Turns the first SIGTERM or SIGINT into a flag that the loop looks at between steps.
 
-    Args:
-        patient: A second one changes nothing: torchrun sends one for each rank that ends, and
-            kills by itself what takes too long. Otherwise a second one interrupts at once.
+    Where there are no steps, but waits for the tracking server, it raises StopRequested instead:
+    from `hear_at_once` until `hear_between_steps`.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    A second SIGTERM changes nothing, the training is stopping. A second Ctrl-C ends the waiting for
+    a checkpoint or the tracking server.
+
+    Args:
+        patient: So does no second Ctrl-C: torchrun sends signals for each rank that ends, and
+            kills by itself what takes too long.
+
+    Outside the main thread, where Python allows no handlers, it hears nothing.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
         self.requested = ""
         self._patient = patient
+        self._at_once = False
+        self._checkpoint = ""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -45,7 +57,28 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def hear_at_once(self, checkpoint: str) -> None:
+        """Raise StopRequested wherever the main thread is when a signal comes, or came before.
+
+        Args:
+            checkpoint: What the same command goes on from then.
+        """
+        self._checkpoint, self._at_once = checkpoint, True
+        if self.requested:
+            self._raise()
+
+    def hear_between_steps(self) -> None:
+        """Leave it to the loop to look at `requested`."""
+        self._at_once = False
+
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested and not self._patient:
-            raise KeyboardInterrupt
+        again = bool(self.requested)
         self.requested = self.requested or signal.Signals(number).name
+        if again:
+            if number == signal.SIGINT and not self._patient:
+                self._raise()
+        elif self._at_once:
+            self._raise()
+
+    def _raise(self) -> None:
+        raise StopRequested(self.requested, self._checkpoint)

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from pathlib import Path
 
@@ -134,6 +135,34 @@ def test_how_a_training_ended_is_told_apart(
     with pytest.raises(type(error)), opened as run_id:
         raise error
     assert client.get_run(run_id).info.status == status
+
+
+def test_a_run_that_is_interrupted_while_it_is_opened_is_ended(
+    tracking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    client = seam.connect()
+    monkeypatch.setattr(mlflow, "start_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        seam.open_run(client, experiment="e", name="r", tags={}).__enter__()
+    (made,) = client.search_runs(["1"])
+    assert made.info.status == "KILLED"
+
+
+def test_ctrl_c_ends_the_wait_of_the_end_and_what_is_unsent_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    client = mlflow.MlflowClient(tracking_uri="http://127.0.0.1:1")
+    log = RunLog(client, "r", unsent=str(tmp_path / "unsent.jsonl"))
+    log.add(1, {"loss": 1.0})
+    assert not log.flush(60)
+    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        log.close(60)
+    assert '"step": 1' in (tmp_path / "unsent.jsonl").read_text()
 
 
 @pytest.mark.parametrize("error", [None, MlflowException("no such run"), RuntimeError("x")])

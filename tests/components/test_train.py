@@ -15,16 +15,19 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import tarpon
 import torch
+from mlflow.entities import LoggedModelStatus
 
 from components import loading, manifest
 from components import tracking as mlflow_seam
 from components.executor import ExecutorInputError, Task
 from components.store import Store
 from components.train import __main__ as command
-from components.train import run
+from components.train import export, run
 from components.train.checkpoint import CheckpointMismatchError, Checkpoints
-from components.train.loop import LAG, NonFiniteLossError, OutOfMemoryError, Trainer
+from components.train.loop import LAG, NonFiniteLossError, Trainer
+from components.train.memory import OutOfMemoryError
 from components.train.model import UnknownModelError, build_model
 from components.train.optim import learning_rate
 from components.train.settings import Settings, SettingsError, training_key
@@ -46,21 +49,27 @@ def steps_logged(client: mlflow.MlflowClient, run_id: str, key: str) -> list[int
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """Do something right after the given optimiser step."""
+    """Do something with the trainer right after the given optimiser step."""
     real = Trainer._train_on
 
-    def wrapped(self: Trainer, batch: Any) -> None:
-        real(self, batch)
+    def wrapped(self: Trainer, batch: Any, before: Any) -> None:
+        real(self, batch, before)
         if self.step == step:
-            action()
+            action(self)
 
     monkeypatch.setattr(Trainer, "_train_on", wrapped)
 
 
+def assert_same_weights(one: run.TrainReport, other: run.TrainReport) -> None:
+    mine, theirs = (torch.load(it.checkpoint, weights_only=True)["model"] for it in (one, other))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 @pytest.fixture
 def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the export of the model, which takes longer than such a training."""
+    """Leave out the export of the model and the pictures, which take longer than such a training."""
     monkeypatch.setattr(run._Training, "_log_model", lambda *_: "models:/m-none")
+    monkeypatch.setattr(run._Training, "_log_samples", lambda *_: None)
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ def every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoints, "busy", property(lambda self: self.wait() is not None))
 
 
-def power_cut() -> None:
+def power_cut(_: object) -> None:
     raise RuntimeError("power cut")
 
 
@@ -140,15 +149,29 @@ def test_only_the_newest_two_checkpoints_stay(trained: Trained) -> None:
 # ---- again, and on ---------------------------------------------------------------------------
 
 
-def test_the_same_command_again_answers_without_training(copy_of_trained: Trained) -> None:
-    again = run.train(
-        copy_of_trained.dataset_url,
-        output=str(copy_of_trained.folder / "checkpoints"),
-        **SETTINGS,
-    )
-    assert again == copy_of_trained.report
+def test_the_same_command_again_answers_without_training(
+    copy_of_trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again() -> run.TrainReport:
+        output = str(copy_of_trained.folder / "checkpoints")
+        return run.train(copy_of_trained.dataset_url, output=output, **SETTINGS)
+
+    report = copy_of_trained.report
+    assert again() == report
     client = client_of(copy_of_trained.folder)
     assert len(client.search_runs(["1"])) == 1
+
+    injected = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", injected)
+    assert again() == report
+    told = client.get_run(injected)
+    assert told.info.status == "FINISHED"
+    assert told.data.tags["train.run_id"] == report.run_id
+    assert told.data.params["train.epochs"] == "4"
+    assert told.data.metrics["val/accuracy"] == report.val_accuracy
+    monkeypatch.setenv("MLFLOW_RUN_ID", report.run_id)
+    assert again() == report
+    assert len(client.search_runs(["0", "1"])) == 2
 
 
 @pytest.mark.usefixtures("unlogged", "every_checkpoint")
@@ -177,11 +200,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     for key in ("train/step_loss", "train/lr"):
         assert Counter(steps_logged(client, report.run_id, key)) == Counter(range(1, STEPS + 1))
     assert sorted(steps_logged(client, report.run_id, "val/accuracy")) == [4, 8, 12, 16]
-    mine, theirs = (
-        torch.load(found.checkpoint, weights_only=True)["model"]
-        for found in (report, trained.report)
-    )
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert_same_weights(report, trained.report)
     assert report.train_loss == trained.report.train_loss
 
 
@@ -218,6 +237,12 @@ def test_nothing_that_a_step_can_do_is_lost_by_a_kill(
     assert len(list(Path(report.checkpoint).parent.glob("*.pt"))) == 1
 
 
+def by_hand(dataset_url: str, output: Path) -> int:
+    """The command with SETTINGS; its exit code."""
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
+    return command.main(["--dataset", dataset_url, "--output", str(output), *options])
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_the_run_as_killed(
     trained: Trained,
@@ -228,15 +253,72 @@ def test_a_signal_saves_and_ends_the_run_as_killed(
     number: signal.Signals,
     code: int,
 ) -> None:
-    stop_after(monkeypatch, 6, lambda: os.kill(os.getpid(), number))
+    stop_after(monkeypatch, 6, lambda _: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
-    arguments = ["--dataset", trained.dataset_url, "--output", str(tmp_path / "out"), *options]
-    assert command.main(arguments) == code
+    assert by_hand(trained.dataset_url, tmp_path / "out") == code
     assert "checkpoint-000000006.pt" in capsys.readouterr().err
     assert signal.getsignal(number) == before
     (found,) = client_of(tmp_path).search_runs(["1"])
     assert found.info.status == "KILLED"
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_a_signal_is_heard_between_two_batches_of_the_validation(
+    trained: Trained,
+    tracking: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        heard = Trainer._stop_if_asked
+        asked: list[int] = []
+
+        def kill_at_the_second(self: Trainer) -> None:
+            asked.append(self.step)
+            if len(asked) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            heard(self)
+
+        patch.setattr(Trainer, "_stop_if_asked", kill_at_the_second)
+        assert by_hand(trained.dataset_url, tmp_path / "out") == 143
+    assert asked == [4, 4]
+    assert "checkpoint-000000004.pt" in capsys.readouterr().err
+    report = run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS)
+    assert report.resumed_from_step == 4
+    assert_same_weights(report, trained.report)
+    (found,) = client_of(tmp_path).search_runs(["1"])
+    assert steps_logged(client_of(tmp_path), found.info.run_id, "val/loss") == [4, 8, 12, 16]
+    assert report.val_loss == trained.report.val_loss
+
+
+def test_stopped_while_the_model_is_logged_or_after_it_leaves_one_model(
+    copy_of_trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run has this training's model already; a killed attempt left an unfinished one."""
+    client = client_of(copy_of_trained.folder)
+    (folder,) = (copy_of_trained.folder / "checkpoints").iterdir()
+    (folder / "report.json").unlink()
+    client.create_logged_model(
+        "1", "model", copy_of_trained.report.run_id, tags={export.TRAINING_TAG: folder.name}
+    )
+    with monkeypatch.context() as patch:
+        real = run._Training._log_model
+
+        def stopped(self: run._Training, trainer: Trainer) -> str:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, trainer)
+
+        patch.setattr(run._Training, "_log_model", stopped)
+        assert by_hand(copy_of_trained.dataset_url, folder.parent) == 143
+    assert "checkpoint-000000016.pt" in capsys.readouterr().err
+    assert len(client.search_logged_models(["1"])) == 2
+    assert client.get_run(copy_of_trained.report.run_id).info.status == "KILLED"
+    report = run.train(copy_of_trained.dataset_url, output=str(folder.parent), **SETTINGS)
+    (model,) = client.search_logged_models(["1"])
+    assert report.model_uri == model.model_uri == copy_of_trained.report.model_uri
+    assert model.status == LoggedModelStatus.READY
+    assert client.get_run(report.run_id).info.status == "FINISHED"
 
 
 def test_checkpoints_and_reports_lie_on_s3_as_well(
@@ -361,15 +443,65 @@ def test_too_few_samples_for_a_batch(tracking: str, tmp_path: Path) -> None:
     assert found.info.status == "FAILED"
 
 
-def test_a_loss_that_is_no_number_names_the_samples(
-    trained: Trained, tracking: str, tmp_path: Path
+@pytest.mark.usefixtures("unlogged")
+def test_a_loss_that_is_no_number_is_not_learnt_from(
+    trained: Trained, tracking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"the loss became (nan|inf) at step") as caught:
-        run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS | {"lr": 1e30})
-    keys = [word.strip(",") for word in str(caught.value).split() if len(word.strip(",;")) == 64]
-    assert len(keys) == 8
+    """Read late as on a GPU, when the next step is under way already."""
+    monkeypatch.setitem(LAG, "cpu", 1)
+    fed: list[list[int]] = []
+    with monkeypatch.context() as patch:
+        real = Trainer._train_on
+
+        def broken(self: Trainer, batch: Any, before: Any) -> None:
+            fed.append(batch["indices"].tolist())
+            ruined = {"image": batch["image"] * float("nan")} if self.step == 5 else {}
+            real(self, batch | ruined, before)
+
+        patch.setattr(Trainer, "_train_on", broken)
+        with pytest.raises(NonFiniteLossError, match=r"the loss became nan at step 6 \(") as caught:
+            run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS)
+    assert len(fed) == 7
+    shards = tarpon.open(manifest.read(trained.dataset_url).shards_url("train"))
+    keys = re.findall("[0-9a-f]{64}", str(caught.value))
+    assert keys == [shards.key(index) for index in fed[5]]
+    assert "that step was not taken, and the state before it is saved" in str(caught.value)
+    (url,) = re.findall(r"go on with train.start_from=(\S+) and a lower", str(caught.value))
     (found,) = client_of(tmp_path).search_runs(["1"])
     assert found.info.status == "FAILED"
+
+    gentle = SETTINGS | {"lr": 0.001, "epochs": 2, "start_from": url}
+    other = run.train(trained.dataset_url, output=str(tmp_path / "out"), **gentle)
+    assert (other.resumed_from_step, other.steps) == (5, 8)
+    assert other.run_id != found.info.run_id
+    report = run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS)
+    assert (report.resumed_from_step, report.run_id) == (5, found.info.run_id)
+    assert_same_weights(report, trained.report)
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_weights_that_are_no_numbers_replace_no_checkpoint(
+    trained: Trained, tracking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruined(step: int, **options: Any) -> str:
+        with monkeypatch.context() as patch:
+            ruin = lambda self: self._network.network[0].weight.data.fill_(float("inf"))  # noqa: E731
+            stop_after(patch, step, ruin)
+            with pytest.raises(NonFiniteLossError) as caught:
+                run.train(trained.dataset_url, output=str(tmp_path), **SETTINGS | options)
+        return str(caught.value)
+
+    assert re.search(
+        r"the loss became nan at step 4 \(.*no numbers any more and are not saved, and there is no "
+        "checkpoint; lower train.lr or set train.clip_norm, and begin again$",
+        ruined(3),
+    )
+    assert re.search(
+        r"weights became nan or infinite in step 8 \(.*not saved; go on with train.start_from=\S+"
+        "/checkpoint-000000004.pt and a lower",
+        ruined(8),
+    )
+    assert [path.name for path in tmp_path.rglob("*.pt")] == ["checkpoint-000000004.pt"]
 
 
 @pytest.mark.parametrize(
@@ -405,6 +537,25 @@ def test_the_device() -> None:
 
 
 @pytest.mark.usefixtures("tracking")
+def test_a_network_that_does_not_fit_names_the_settings_that_make_it_fit(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("components.train.loop.build_optimizer", full)
+    with pytest.raises(OutOfMemoryError, match=r"train.model='convnet' and its optimiser do not f"):
+        run.train(trained.dataset_url, output=str(tmp_path), **SETTINGS)
+    monkeypatch.setattr("components.train.model.Classifier.to", full)
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\), .*; end what else uses that "
+        r"memory, .*, set train.optimizer=sgd, set train.ema_decay=0 \(now 0.9\)$",
+    ):
+        run.train(trained.dataset_url, output=str(tmp_path), **SETTINGS, ema_decay=0.9)
+
+
+@pytest.mark.usefixtures("tracking")
 def test_a_step_that_does_not_fit_names_the_settings_that_make_it_fit(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +567,17 @@ def test_a_step_that_does_not_fit_names_the_settings_that_make_it_fit(
         run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS, accumulate=2)
     assert "found 4 samples of 16 pixels at a time; raise train.accumulate from 2" in str(it.value)
     assert "lower train.batch_size or train.image_size, set train.precision=bf" in str(it.value)
+
+
+def test_every_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert run._pick_device(Settings(device="cuda")) == "cuda:1"
+    with pytest.raises(SettingsError, match="'cuda:1': found 2 processes on this machine, expect"):
+        run._pick_device(Settings(device="cuda:1"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines
+    assert run._pick_device(Settings(device="cuda:1")) == "cuda:1"
 
 
 def test_several_processes_in_one_are_refused(trained: Trained, tmp_path: Path) -> None:

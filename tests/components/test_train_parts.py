@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -18,16 +19,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from components import manifest
+from components import manifest, patience
 from components.store import StoreError
 from components.train import __main__ as command
 from components.train import batches, launch
 from components.train.__main__ import _parser, _what_is_asked
-from components.train.checkpoint import CheckpointMismatchError, Checkpoints, State
+from components.train.checkpoint import CheckpointMismatchError, Checkpoints, State, start_from
 from components.train.distributed import Ranks, RanksError
 from components.train.mix import Targets, mix
-from components.train.optim import Average, build_optimizer, learning_rate
+from components.train.optim import Average, StepGuard, build_optimizer, learning_rate
 from components.train.settings import HOW, Settings, SettingsError, training_key
+from components.train.stop import StopRequested, StopSignals
 from tests.components import blobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +55,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"clip_norm": 0.0}, "train.clip_norm=0.0: expected a norm above 0, or null"),
         ({"mixup_alpha": -1.0}, "train.mixup_alpha=-1.0: expected 0 or more"),
         ({"cutmix_alpha": float("nan")}, "train.cutmix_alpha=nan: expected a finite number"),
+        ({"start_from": ""}, "train.start_from='': expected the URL of a checkpoint, or null"),
         ({"processes": 0}, "train.processes=0: expected at least 1, or null"),
         ({"processes": 2, "device": "cuda:1"}, "1 or null on the one device 'cuda:1'"),
         (
@@ -136,6 +139,38 @@ def test_a_truth_value_that_is_none_is_refused(capsys: pytest.CaptureFixture[str
     assert "--compile: invalid bool value: 'yes'" in capsys.readouterr().err
 
 
+# ---- signals ---------------------------------------------------------------------------------
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_signal_ends_the_wait_for_an_absent_tracking_server() -> None:
+    def away() -> None:
+        raise ConnectionError("refused")
+
+    with StopSignals() as stop:
+        stop.hear_at_once("checkpoint-000000007.pt")
+        threading.Timer(0.05, send, [signal.SIGTERM]).start()
+        with pytest.raises(StopRequested, match=r"by SIGTERM; .* go on from checkpoint-000000007"):
+            patience.patiently(away, patience_s=60)
+        send(signal.SIGTERM)  # while it stops: nothing more to do
+        with pytest.raises(StopRequested, match="by SIGTERM"):
+            send(signal.SIGINT)  # somebody does not want to wait
+
+
+def test_between_steps_a_signal_is_noted_and_not_forgotten() -> None:
+    with StopSignals(patient=True) as stop:
+        stop.hear_at_once("")
+        stop.hear_between_steps()
+        for _ in range(2):
+            send(signal.SIGINT)
+        assert stop.requested == "SIGINT"
+        with pytest.raises(StopRequested, match=r"^stopped by SIGINT; run the same command again$"):
+            stop.hear_at_once("")
+
+
 # ---- mixing ----------------------------------------------------------------------------------
 
 IMAGE = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 8, 8).contiguous()
@@ -204,7 +239,7 @@ def test_the_average_follows_the_weights_and_the_statistics() -> None:
         with torch.no_grad():
             model[0].weight.add_(torch.randn(4, 4))
         model(torch.randn(8, 4))
-        average.update(step)
+        average.update(step, torch.zeros(()))
         share = 1 - min(0.5, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             mixed = expected[name] * (1 - share) + value * share
@@ -212,6 +247,36 @@ def test_the_average_follows_the_weights_and_the_statistics() -> None:
     for name, value in average.model.state_dict().items():
         torch.testing.assert_close(value, expected[name])
     assert not any(p.requires_grad for p in average.model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_bad_step_and_what_follows_it_leave_no_trace(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no step needs torch._dynamo, whose import takes seconds."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    chosen = build_optimizer(model, Settings(optimizer=optimizer, momentum=0.5, lr=0.1))
+    guard, average = StepGuard(model, chosen), Average(model, 0.5)
+
+    def step(number: int, scale: float) -> list[torch.Tensor]:
+        before = guard.statistics()
+        chosen.zero_grad()
+        loss = model(torch.randn(8, 4) * scale).square().sum() * scale
+        loss.backward()
+        guard.step(loss.detach().unsqueeze(0), before)
+        average.update(number, guard.flag)
+        kept = [*chosen.state_dict()["state"].values(), average.model.state_dict()]
+        kept = [value for some in kept for value in some.values() if value is not None]
+        return [value.clone() for value in [*kept, *model.state_dict().values()]]
+
+    first, good = step(1, 1.0), step(2, 1.0)
+    assert not any(torch.equal(one, other) for one, other in zip(first, good, strict=True))
+    chosen.load_state_dict(chosen.state_dict())
+    for number, scale in ((3, float("nan")), (4, 1.0)):
+        after = step(number, scale)
+        assert all(torch.equal(one, other) for one, other in zip(good, after, strict=True))
 
 
 def test_optimisers_decay_filters_alone() -> None:
@@ -237,7 +302,8 @@ def test_without_a_cosine_the_rate_stays() -> None:
 
 def state(step: int, **others: Any) -> State:
     given: dict[str, Any] = {
-        "run_id": "r", "classes": ["a", "b"], "epoch": 0, "step": step, "sums": {}, "history": [],
+        "run_id": "r", "settings": Settings().identity(), "classes": ["a", "b"], "epoch": 0,
+        "step": step, "sums": {}, "history": [],
         "model": {"w": torch.full((3,), float(step))}, "average": None, "optimizer": {},
         "loader": {},
     }  # fmt: skip
@@ -263,6 +329,36 @@ def test_the_newest_few_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"checkpoint-{step:09d}.pt" for step in (4, 5, 6)
     ]
+
+
+def test_one_that_is_saved_beside_the_others_takes_no_place(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state(4))
+        url = checkpoints.save(state(6), beside=True)
+        checkpoints.wait()
+        assert checkpoints.newest() == url
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_training_s_checkpoint_is_begun_at_if_it_fits(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        url = checkpoints.save(state(5, mlflow=["{}"]))
+    found = start_from(url, Settings(lr=1e-5, clip_norm=1.0), ["a", "b"])
+    assert (found.step, found.run_id, found.mlflow) == (5, "", [])
+    with pytest.raises(
+        CheckpointMismatchError,
+        match=r"^train.start_from=\S+.pt: found a checkpoint of train.batch_size=64, expected 32 "
+        "as in this training; set train.batch_size=64, or train.start_from=null to begin again",
+    ):
+        start_from(url, Settings(batch_size=32), ["a", "b"])
+    with pytest.raises(CheckpointMismatchError, match="a checkpoint of 2 classes, expected the 1"):
+        start_from(url, Settings(), ["a"])
+    Path(url).write_bytes(b"")
+    with pytest.raises(CheckpointMismatchError, match=r"cannot be read \(\w+\), expected a check"):
+        start_from(url, Settings(), ["a", "b"])
+    Path(url).unlink()
+    with pytest.raises(StoreError, match=url):
+        start_from(url, Settings(), ["a", "b"])
 
 
 def test_a_damaged_one_of_a_later_step_takes_no_place(tmp_path: Path) -> None:

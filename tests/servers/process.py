@@ -231,7 +231,7 @@ def shared(module: str, folder: Path, watch: int, **options: Any) -> Facts:
         if not known.exists():
             try:
                 keeper, facts = launch(module, watch, options)
-                _left_running.append(keeper)
+                keeper.returncode = 0  # it outlives us: else Popen's __del__ warns that it runs
             except ServerError as error:
                 facts = {"error": str(error)}  # the others need not try
             known.write_text(json.dumps(facts))
@@ -239,9 +239,6 @@ def shared(module: str, folder: Path, watch: int, **options: Any) -> Facts:
     if "error" in facts:
         raise ServerError(facts["error"])
     return facts
-
-
-_left_running: list[subprocess.Popen[str]] = []  # else Popen's __del__ warns of them
 
 
 def need(programs: Sequence[str], install: str) -> None:
