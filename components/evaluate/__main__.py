@@ -74,6 +74,7 @@ def run_task(task: Task) -> run.EvaluateReport:
             run_id=trained["run_id"],
             output=folder,
             device=config["train"]["device"],
+            device_option="train.device",
             threads=config["train"]["threads"],
             champion_of=config["register"]["name"] or config["data"]["name"],
             **config["evaluate"],
