@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             run_task(Task.from_json(options.executor_input))
         else:
             print(_by_hand(parser, options).to_json())
+    except KeyboardInterrupt:
+        print("evaluate: interrupted", file=sys.stderr)
+        return 130
     except EXPECTED as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1

@@ -228,6 +228,10 @@ def test_a_failed_load_tells_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None
     assert "secret" not in str(e.value)
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_the_stores_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,3 +239,6 @@ def test_the_stores_errors_are_one_line(
     words = ["--dataset", "s3://bucket/photos/v1", "--model-uri", "models:/m-1"]
     assert command.main([*words, "--run-id", "r", "--output", "out"]) == 1
     assert "found no credentials" in capsys.readouterr().err
+    monkeypatch.setattr(run, "evaluate", interrupted)
+    assert command.main([*words, "--run-id", "r", "--output", "out"]) == 130
+    assert capsys.readouterr().err == "evaluate: interrupted\n"
