@@ -209,6 +209,12 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    with address:
+        return _serve(handler, options, address)
+
+
+def _serve(handler: Handler, options: argparse.Namespace, address: socket.socket) -> int:
+    """Load the model and answer until a signal comes; returns the exit code."""
     try:
         handler.load()
     except KeyboardInterrupt:
