@@ -94,6 +94,13 @@ def mlflow_metadata(experiment_id: str, run_id: str, model_uri: str = "") -> dic
     return {key: value for key, value in found.items() if value}
 
 
+def mlflow_version_metadata(name: str, version: str) -> dict[str, str]:
+    """What a KFP artifact says of a registered version's page; nothing where there is none."""
+    page = mlflow_version_url(name, version)
+    links = markdown({"registered version": page})
+    return {"mlflow_version_url": page, "mlflow_links": links} if page else {}
+
+
 def description(facts: Mapping[str, str], pages: Mapping[str, str]) -> str:
     """A run's description in Markdown: a line of facts, then links; what is empty is left out."""
     lines = [f"- {name}: `{value}`" for name, value in facts.items() if value]

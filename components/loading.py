@@ -165,8 +165,12 @@ def split_samples(manifest: Manifest, split: str) -> int:
     return 0 if found is None else found.samples
 
 
-def pick_device(requested: str, *, cuda: int) -> str:
-    """`auto` to `cuda` where there is one, else `cpu`; `cuda` is torch.cuda.device_count().
+def pick_device(requested: str, *, cuda: int, where: str = "train.device") -> str:
+    """`auto` to `cuda` where there is one, else `cpu`.
+
+    Args:
+        cuda: torch.cuda.device_count().
+        where: How whoever asked calls this option, for messages.
 
     Raises:
         DeviceError: A CUDA device was asked for and is absent, or no such device.
@@ -174,14 +178,14 @@ def pick_device(requested: str, *, cuda: int) -> str:
     if requested == "auto":
         return "cuda" if cuda else "cpu"
     try:
-        rules.check_device(requested)
+        rules.check_device(requested, where=where)
     except ValueError as error:
         raise DeviceError(str(error)) from error
     kind, _, number = requested.partition(":")
     if kind == "cuda" and int(number or 0) >= cuda:
         seen = f"{cuda:d} CUDA devices" if cuda else "no CUDA device"
         raise DeviceError(
-            f"train.device={requested!r}: torch sees {seen}; use train.device=auto or cpu, or "
+            f"{where}={requested!r}: torch sees {seen}; use {where}=auto or cpu, or "
             "check the driver, the pod's nvidia.com/gpu limit and that torch is a CUDA build"
         )
     return requested

@@ -56,15 +56,15 @@ class LoggedModel:
     network: Any = dataclasses.field(repr=False)
 
 
-def load(asked: str) -> LoggedModel:
-    """Find the model at the tracking server and bring it into memory.
+def load(asked: str, *, patience_s: float = tracking.PATIENCE_S) -> LoggedModel:
+    """Find the model at the tracking server and bring it into memory; waits for an absent server.
 
     Args:
         asked: `models:/name@alias`, `models:/name/3`, `models:/m-...`, `runs:/<run id>/model`, a
             run's id (its newest model), or a folder with a saved model.
 
     Raises:
-        TrackingError: MLflow has no such model, or its files cannot be had.
+        TrackingError: MLflow has no such model, its files cannot be had, or it stays away.
         ModelMismatchError: It is not a model of the train step.
     """
     import mlflow.pytorch  # and torch, which who only compares models can do without
@@ -73,10 +73,15 @@ def load(asked: str) -> LoggedModel:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client = tracking.connect()
     try:
-        uri, name, version = resolve(client, asked)
-        about = _about(uri)
         with tempfile.TemporaryDirectory(prefix="tarpon-model-") as folder:
-            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+
+            def fetch() -> tuple[str, str, str, dict[str, Any], str]:
+                uri, name, version = resolve(client, asked)
+                about = _about(uri)
+                path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+                return uri, name, version, about, path
+
+            uri, name, version, about, path = tracking.patiently(fetch, patience_s=patience_s)
             network = mlflow.pytorch.load_model(path)
             digest = _digest(Path(path))
     except (MlflowException, OSError) as error:

@@ -12,6 +12,7 @@ import mlflow
 from botocore.exceptions import ConnectionError as S3ConnectionError
 from botocore.exceptions import HTTPClientError
 from mlflow.exceptions import InvalidUrlException, MlflowException
+from requests import HTTPError
 
 from components.store import without_secrets
 
@@ -47,6 +48,8 @@ def is_away(error: BaseException) -> bool:
         return error.error_code in _AWAY_CODES or any(text in said for text in _AWAY_TEXTS)
     if isinstance(error, HTTPClientError | S3ConnectionError):  # artifacts go straight to a bucket
         return True
+    if isinstance(error, HTTPError):  # an answer: only those of 5xx and 429 may be another later
+        return error.response is None or error.response.status_code in (429, *range(500, 600))
     # requests' and urllib3's errors are OSErrors too; a full disk here is no absent server.
     return isinstance(error, OSError) and error.errno not in _OF_FILES
 

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         config = compose.freeze(node)
         if config.action == "compile":
-            return _compile(config, terminal)
-        return _run(config, overrides, terminal)
+            return _compile(config, environment.storable(overrides), terminal)
+        return _run(config, environment.storable(overrides), terminal)
     except ConfigError as error:
         terminal.error(str(error))
         return 2
@@ -70,7 +70,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, options.overrides
 
 
-def _compile(config: Config, terminal: Terminal) -> int:
+def _compile(config: Config, overrides: Sequence[str], terminal: Terminal) -> int:
     from kfp import compiler
 
     from pipelines import image_training
@@ -83,7 +83,8 @@ def _compile(config: Config, terminal: Terminal) -> int:
             "try output=pipeline.yaml"
         )
     pods = environment.for_pods(config)
-    graph = image_training.build(config, image_training.for_pods(pods.variables))
+    dress = image_training.for_pods(pods.variables)
+    graph = image_training.build(config, dress, overrides=overrides)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(graph, str(target))
@@ -111,7 +112,7 @@ def _run(config: Config, overrides: Sequence[str], terminal: Terminal) -> int:
 
     with terminal:
         run = LocalRun(folder=folder, environment=environment.for_run(config), watcher=terminal)
-        results = run.execute(image_training.build(config), config=config.to_json())
+        results = run.execute(image_training.build(config), config=config.to_json(overrides))
     for remark in remarks(results):
         terminal.note(remark)
     for line in summarise(results, config, folder):
@@ -121,7 +122,7 @@ def _run(config: Config, overrides: Sequence[str], terminal: Terminal) -> int:
 
 def _save(folder: Path, config: Config, overrides: Sequence[str]) -> None:
     (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
-    lines = "".join(f"{item}\n" for item in environment.storable(overrides))
+    lines = "".join(f"{item}\n" for item in overrides)
     # file names are any bytes, which Python carries as surrogates
     (folder / "overrides.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
 

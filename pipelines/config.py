@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_origin, get_type_hints
 
@@ -358,18 +358,23 @@ class Config:
             return False
         return self.until is None or STEPS.index(step) <= STEPS.index(self.until)
 
-    def to_json(self) -> str:
+    def to_json(self, overrides: Sequence[str] = ()) -> str:
         """What the steps see: one JSON object, keys sorted, the same text for the same settings.
 
         Addresses (``store.endpoint``, ``mlflow.uri``) are left out: they travel as environment,
         so that the same configuration means the same run wherever it happens. So are the
         settings that are about this command and not about the run.
+
+        Args:
+            overrides: What was typed to get these settings, fit to be saved; train logs it.
         """
         tree = asdict(self)
         for name in ("action", "output", "pod"):
             del tree[name]
         del tree["store"]["endpoint"]
         del tree["mlflow"]["uri"]
+        if overrides:
+            tree["overrides"] = list(overrides)
         return json.dumps(tree, sort_keys=True)
 
 

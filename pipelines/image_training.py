@@ -9,7 +9,7 @@ Profile comes after split, so that its page can say how much the splits differ; 
 What a step does is in ``components/<step>/``; only small JSON reports travel along the arrows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kfp import dsl
@@ -40,13 +40,16 @@ def for_pods(environment: Mapping[str, str]) -> Dress:
     return dress
 
 
-def build(settings: Config, dress: Dress | None = None) -> base_component.BaseComponent:
+def build(
+    settings: Config, dress: Dress | None = None, *, overrides: Sequence[str] = ()
+) -> base_component.BaseComponent:
     """The pipeline of one configuration: ``until`` and ``data.version`` decide what is in it.
 
     Args:
         settings: Checked configuration; its JSON is the default of the one parameter, ``config``.
         dress: Applied to every task with the profile it should have; None where there are no
             pods.
+        overrides: See `Config.to_json`.
     """
 
     def place(task: dsl.PipelineTask, name: str, profile: PodProfile) -> dsl.PipelineTask:
@@ -64,7 +67,7 @@ def build(settings: Config, dress: Dress | None = None) -> base_component.BaseCo
         display_name="Image training",
         description="Images to a registered model; `config` is the whole configuration as JSON.",
     )
-    def image_training(config: str = settings.to_json()) -> None:
+    def image_training(config: str = settings.to_json(overrides)) -> None:
         dataset = _data_steps(settings, place, config)
         if dataset is not None:
             _model_steps(settings, place, config, dataset)

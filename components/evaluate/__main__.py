@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             run_task(Task.from_json(options.executor_input))
         else:
             print(_by_hand(parser, options).to_json())
+    except KeyboardInterrupt:
+        print("evaluate: interrupted", file=sys.stderr)
+        return 130
     except EXPECTED as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
@@ -74,6 +77,7 @@ def run_task(task: Task) -> run.EvaluateReport:
             run_id=trained["run_id"],
             output=folder,
             device=config["train"]["device"],
+            device_option="train.device",
             threads=config["train"]["threads"],
             champion_of=config["register"]["name"] or config["data"]["name"],
             **config["evaluate"],

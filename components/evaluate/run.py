@@ -10,7 +10,7 @@ import dataclasses
 import heapq
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 WORST = 24
 """Images in the grid of worst examples."""
+
+FILES = ("report.json", "report.csv", "confusion_matrix.csv", "confusion_matrix.png", "worst.png")
+"""What is logged below `test/`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ def evaluate(
     output: str,
     batch_size: int = 256,
     device: str = "auto",
+    device_option: str = "--device",
     threads: int | None = None,
     champion_of: str | None = None,
 ) -> EvaluateReport:
@@ -98,7 +102,8 @@ def evaluate(
         dataset_url: The folder of a dataset version.
         model_uri: The logged model, `models:/m-...`, as the train step reports it.
         run_id: The run that trained it.
-        output: A local folder for `report.json`, `report.csv` and the figures.
+        output: A local folder for `FILES`.
+        device_option: How whoever chose the device calls that option, for messages.
         champion_of: A registered model: measure its champion on the same samples as well, if it
             has not been already, so that the gate compares like with like.
 
@@ -108,7 +113,7 @@ def evaluate(
         TrackingError: MLflow has no such model.
     """
     version = manifest.read(dataset_url)
-    picked = loading.pick_device(device, cuda=torch.cuda.device_count())
+    picked = loading.pick_device(device, cuda=torch.cuda.device_count(), where=device_option)
     client = tracking.connect()
     model_id = tracking.model_id_of(model_uri)
     scores = _score(version, model_uri, batch_size=batch_size, device=picked, threads=threads)
@@ -232,7 +237,8 @@ def _measure_champion(
 ) -> EvaluateReport:
     """Measure a champion that never met these test samples; its version keeps the result."""
     number = report.champion_version
-    source = str(client.get_model_version(name, number).source)
+    found = tracking.patiently(lambda: client.get_model_version(name, number))
+    source = str(found.source)
     _log.info("measuring the champion, version %s of %r, on the same samples", number, name)
     try:
         scores = _score(version, source, batch_size=batch_size, device=device, threads=None)
@@ -247,7 +253,8 @@ def _measure_champion(
 def _write_files(folder: Path, version: Manifest, report: EvaluateReport, scores: _Scores) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     report.write(folder / "report.json")
-    (folder / "report.csv").write_text(_csv(report.per_class), encoding="utf-8")
+    (folder / "report.csv").write_text(_csv(_per_class(report)), encoding="utf-8")
+    (folder / "confusion_matrix.csv").write_text(_csv(_confusion(report)), encoding="utf-8")
     title = f"test accuracy {report.accuracy:.4f}, {version.name} {version.version}"
     confusion = figures.confusion(np.array(report.confusion), report.classes, title=title)
     confusion.savefig(folder / "confusion_matrix.png", dpi=100)
@@ -260,14 +267,23 @@ def _write_files(folder: Path, version: Manifest, report: EvaluateReport, scores
     worst.savefig(folder / "worst.png", dpi=100)
 
 
-def _csv(per_class: Mapping[str, Mapping[str, float]]) -> str:
+def _csv(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", "precision", "recall", "f1", "support"])
-    for name, row in per_class.items():
-        numbers = [f"{row[column]:.4f}" for column in ("precision", "recall", "f1")]
-        writer.writerow([name, *numbers, int(row["support"])])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def _per_class(report: EvaluateReport) -> Iterator[Sequence[object]]:
+    yield "class", "precision", "recall", "f1", "support"
+    for name, row in report.per_class.items():
+        numbers = [f"{row[column]:.4f}" for column in ("precision", "recall", "f1")]
+        yield name, *numbers, int(row["support"])
+
+
+def _confusion(report: EvaluateReport) -> Iterator[Sequence[object]]:
+    yield "true class", *report.classes
+    for name, counts in zip(report.classes, report.confusion, strict=True):
+        yield name, *counts
 
 
 def _log_to_run(
@@ -283,7 +299,7 @@ def _log_to_run(
     Through the client, not the fluent API: that would open the run again and decide its status.
     """
     tracking.log_dataset(client, run_id, version, "test", report.samples)
-    for name in ("report.json", "report.csv", "confusion_matrix.png", "worst.png"):
+    for name in FILES:
         client.log_artifact(run_id, str(folder / name), "test")
     metrics = {"accuracy": report.accuracy, "loss": report.loss, "macro_f1": report.macro_f1}
     run = client.get_run(run_id).data

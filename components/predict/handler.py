@@ -169,10 +169,10 @@ class Handler:
             kind = content_type.partition(";")[0].strip().lower()
             if kind.startswith("image/") or kind == "application/octet-stream":
                 return {"predictions": self.predict([body])}
-            return {"predictions": self.predict(_instances(_object(body)))}
+            return {"predictions": self.predict(_instances(_object(body, kind, _OR_IMAGE)))}
         if path == f"/v2/models/{name}/infer":
             _only(method, "POST", {})
-            return self._infer(_object(body))
+            return self._infer(_object(body, content_type))
         raise RequestError(
             404,
             f"nothing at this path, expected /v1/models/{name}:predict, /v2/models/{name}/infer "
@@ -226,11 +226,20 @@ def _only(method: str, expected: str, answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _object(body: bytes) -> dict[str, Any]:
+_OR_IMAGE = ", or one image's bytes as Content-Type image/... or application/octet-stream"
+
+
+def _object(body: bytes, content_type: str, otherwise: str = "") -> dict[str, Any]:
+    """The JSON object of a request; `otherwise` names what else it may send."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"found {len(body)} bytes that are not JSON: {error}") from error
+        kind = content_type[:100] or "no Content-Type"
+        raise RequestError(
+            400,
+            f"found {len(body)} bytes of {kind} that are not JSON ({error}), expected a JSON "
+            f"object{otherwise}",
+        ) from error
     if not isinstance(found, dict):
         raise RequestError(400, f"found a JSON {type(found).__name__}, expected an object")
     return found

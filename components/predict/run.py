@@ -216,8 +216,8 @@ def _one_by_one(
 ) -> npt.NDArray[np.uint8]:
     """The images of a batch that has a bad one; fills in `errors`.
 
-    The loader's `substitute` would not do: in a long run of bad samples it tries most of them as
-    stand-ins for one another, and where all are bad it ends.
+    The loader's `substitute` would not do: its stand-ins have rows of their own, and where all are
+    bad it ends.
     """
     images = np.zeros((len(wanted), plan.image_size, plan.image_size, 3), np.uint8)
     first: tarpon.BadSampleError | None = None

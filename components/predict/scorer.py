@@ -33,7 +33,8 @@ class Scorer:
         self, model: LoggedModel, *, device: str = "auto", threads: int | None = None
     ) -> None:
         self.model = model
-        self.device = loading.pick_device(device, cuda=torch.cuda.device_count())
+        cuda = torch.cuda.device_count()
+        self.device = loading.pick_device(device, cuda=cuda, where="--device")
         if threads is not None:
             torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -150,12 +151,27 @@ async def _send(send: Send, scope: Message, reply: Reply) -> None:
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-def http_server(app: App, *, host: str, port: int) -> uvicorn.Server:
+def bound(host: str, port: int) -> socket.socket:
+    """The address, taken; nobody can connect before the server listens there.
+
+    Raises:
+        OSError: It is taken already, is not this machine's, or is no address.
+    """
+    family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    taken = socket.socket(family, kind, number)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError:
+        taken.close()
+        raise
+    return taken
+
+
+def http_server(app: App) -> uvicorn.Server:
     """What carries requests to the application; `run()` blocks until it is told to stop."""
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http="h11",
         ws="none",
         lifespan="off",
@@ -185,7 +201,25 @@ def main(arguments: list[str] | None = None) -> int:
         max_pixels=options.max_pixels,
     )
     try:
+        address = bound(options.host, options.port)  # before the model, which may take a while
+    except (OSError, OverflowError) as error:
+        print(
+            f"predict.handler: --host {options.host} --port {options.port}: {error}, expected a "
+            "free port of this machine; choose another",
+            file=sys.stderr,
+        )
+        return 1
+    with address:
+        return _serve(handler, options, address)
+
+
+def _serve(handler: Handler, options: argparse.Namespace, address: socket.socket) -> int:
+    """Load the model and answer until a signal comes; returns the exit code."""
+    try:
         handler.load()
+    except KeyboardInterrupt:
+        print("predict.handler: interrupted", file=sys.stderr)
+        return 130
     except (DeviceError, ModelMismatchError, NonFiniteScoresError, TrackingError) as error:
         print(f"predict.handler: {error}", file=sys.stderr)
         return 1
@@ -199,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     # uvicorn raises the signal once more when it is done, which would end us as if killed.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, in the same way
-        http_server(app, host=options.host, port=options.port).run()
+        http_server(app).run([address])
     return 0
 
 

@@ -12,6 +12,7 @@ def register(
     """Pass the measured model through the gate; returns `<name> <version> <alias>`."""
     import json
 
+    from components.links import mlflow_version_metadata
     from components.register import run
 
     settings = json.loads(config)
@@ -29,5 +30,6 @@ def register(
         margin=gate["margin"],
     )
     report.write(registration.path)
-    registration.metadata.update(report.summary())
+    pages = mlflow_version_metadata(report.name, report.version)
+    registration.metadata.update(report.summary() | pages)
     return f"{report.name} {report.version} {report.alias}"

@@ -114,7 +114,8 @@ def train(
         experiment: MLflow experiment of a new run. `MLFLOW_RUN_ID`, when set, decides instead.
         allow_unproven: Train even if the split's proof is missing or does not match.
         fresh: Begin again, whatever checkpoints there are.
-        config: The whole pipeline config, kept with the run; None where there is none.
+        config: The whole pipeline config, kept with the run; None where there is none. Its
+            `overrides`, what was typed to get it, become a file of their own.
         began_s: When the command was started, seconds since the epoch: the log says how long the
             first step took to come.
         kfp: The pipeline run that this is a task of, for a link to it.
@@ -364,8 +365,11 @@ class _Training:
         return links.description({**known, **facts}, {"KFP run": self.kfp.url, **pages})
 
     def _log_inputs(self, log: RunLog) -> None:
-        log.log_params(self.config)
-        log.log_text(json.dumps(self.config, indent=2, sort_keys=True), "config.json")
+        config = dict(self.config)
+        if overrides := config.pop("overrides", None):
+            log.log_text(json.dumps(overrides, indent=2), "overrides.json")
+        log.log_params(config)
+        log.log_text(json.dumps(config, indent=2, sort_keys=True), "config.json")
         for split in ("train", "val"):
             if samples := loading.split_samples(self.version, split):
                 log.log_input(tracking.input_entry(self.version, split, samples))

@@ -40,14 +40,23 @@ _LAYOUTS = ("NHWC", "NCHW")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One batch, as it was asked of the engine."""
+    """One batch, as it was asked of the engine.
+
+    Attributes:
+        start: Position of the global batch's first sample.
+        again: It had a bad sample before.
+        tries: Slots of samples that are only looked at, each range in the order in which they may
+            stand in for a bad one; nothing is handed over.
+    """
 
     epoch: int
     step: int
-    start: int  # position of the global batch's first sample
+    start: int
     indices: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
+    again: bool = False
+    tries: tuple[range, ...] = ()
 
 
 def describe(field: Field) -> tuple[Any, ...]:

@@ -88,18 +88,21 @@ class Order:
     def position_of(self, epoch: int, sample: int) -> int:
         return _core.position(self._spec, epoch, sample)
 
-    def successors(self, position: int, start: int, count: int) -> Int64s:
-        """Whom to try in place of the sample at `position`: its lane onwards, then all the rest.
-
-        Items `start` to `start + count` of that list, fewer at its end.
+    def onward(self, position: int, start: int, count: int, *, lanes: int) -> Int64s:
+        """The positions `start` to `start + count` steps after `position`, round and round in its
+        lane of `lanes`; those of one round at most.
         """
-        position %= self.samples
-        lane, slot = position % self.lanes, position // self.lanes
-        length = self.samples // self.lanes + (lane < self.samples % self.lanes)
-        ahead = np.arange(start + 1, start + count + 1)
-        own = (slot + ahead[ahead < length]) % length * self.lanes + lane
-        rest = ahead[(ahead >= length) & (ahead < length + self.samples)] - length
-        return np.concatenate([own, (position + 1 + rest) % self.samples])
+        lane, slot = position % lanes, position // lanes
+        length = self._lane_length(lane, lanes)
+        steps = np.arange(start, min(start + count, length))
+        return (slot + steps) % length * lanes + lane
+
+    def steps(self, first: int, second: int, *, lanes: int) -> int:
+        """How many steps `second` comes after `first` in the lane of both."""
+        return (second - first) // lanes % self._lane_length(first % lanes, lanes)
+
+    def _lane_length(self, lane: int, lanes: int) -> int:
+        return self.samples // lanes + (lane < self.samples % lanes)
 
     # ---- who takes what --------------------------------------------------------------------------
 

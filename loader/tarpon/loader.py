@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from tarpon._arguments import (
 from tarpon._decode import Ask, Decoder, describe
 from tarpon._order import Int64s, Order
 from tarpon._shards import Shards
+from tarpon._substitutes import Substitutes, in_turn
 from tarpon.batch import Batch
 from tarpon.dataset import Dataset, open
 from tarpon.errors import (
@@ -197,8 +199,7 @@ class Loader:
         self._asked: deque[Ask] = deque()
         self._stride = 1  # steps from one batch that is asked for to the next
         self._phase = (-1, 0)  # the epoch in which batches begin there in the global batch
-        self._bad: dict[int, BadSampleError] = {}
-        self._bad_since: dict[int, int] = {}  # batches that were planned by then
+        self._bad = Substitutes()
         self._handed = 0
         self._wait_s = 0.0
         self._started: float | None = None
@@ -364,7 +365,7 @@ class Loader:
                     "offset": error.offset,
                     "reason": error.reason,
                 }
-                for error in list(self._bad.values())  # another thread may be taking a batch
+                for error in list(self._bad.errors.values())  # another thread may be taking a batch
             ],
         }
 
@@ -409,20 +410,10 @@ class Loader:
         """Those of this rank's part of the global batch at `start`."""
         return self._order.share(start, self._count_at(start), self._rank, self._world_size)
 
-    def _lay_out(self, epoch: int, start: int) -> tuple[Int64s, Int64s, Int64s]:
-        """Positions of this rank's part of a global batch, what stands there, and what to take."""
+    def _lay_out(self, epoch: int, start: int) -> tuple[Ask, Int64s]:
+        """This rank's part of a global batch, and what would stand there if no sample were bad."""
         positions = self._positions(start)
-        planned = self._order.samples_at(epoch, positions)
-        indices = planned
-        if self._bad:
-            indices = planned.copy()
-            for slot in np.flatnonzero(np.isin(planned, list(self._bad))):
-                indices[slot] = self._substitute_for(epoch, int(positions[slot]))
-        return positions, planned, indices
-
-    def _ask(self, epoch: int, start: int, *, again: bool = False) -> None:
-        """Have a batch made: the next one, or `again` the oldest, before those asked for since."""
-        positions, planned, indices = self._lay_out(epoch, start)
+        planned, indices = self._bad.lay_out(self._order, epoch, positions)
         ask = Ask(
             epoch=epoch,
             step=start // self._global,
@@ -431,24 +422,31 @@ class Loader:
             positions=positions,
             valid=positions < self.num_samples,
         )
-        numbers = self.dataset.numbers(indices)
-        if again:
-            self._engine.plan(numbers, True)
-        elif self._ahead.bytes:
+        return ask, planned
+
+    def _ask(self, epoch: int, start: int) -> None:
+        """Have the next batch made."""
+        ask, planned = self._lay_out(epoch, start)
+        if self._ahead.bytes:
             number = self._ahead.asked()
-            for slot in np.flatnonzero(planned != indices):
-                if number < self._bad_since[int(planned[slot])]:  # planned before that was known
+            for slot in np.flatnonzero(planned != ask.indices):
+                if number < self._bad.since[int(planned[slot])]:  # planned before that was known
                     self._engine.skip(int(self.dataset.numbers(planned[slot : slot + 1])[0]))
-        self._engine.submit(numbers, positions, self._seed, epoch, again)
-        if again:
-            self._asked.appendleft(ask)
-        else:
-            self._asked.append(ask)
+        numbers = self.dataset.numbers(ask.indices)
+        self._engine.submit(numbers, ask.positions, self._seed, epoch, False)
+        self._asked.append(ask)
+
+    def _ask_first(self, ask: Ask) -> None:
+        """Have this made before the batches that were asked for."""
+        numbers = self.dataset.numbers(ask.indices)
+        self._engine.plan(numbers, True)
+        self._engine.submit(numbers, ask.positions, self._seed, ask.epoch, True)
+        self._asked.appendleft(ask)
 
     def _plan(self, epoch: int, start: int) -> None:
         """Have remote samples read ahead of the batches, which go on at `start`."""
         for batches in self._ahead.groups(epoch, start, self._after):
-            numbers = [self.dataset.numbers(self._lay_out(*batch)[2]) for batch in batches]
+            numbers = [self.dataset.numbers(self._lay_out(*batch)[0].indices) for batch in batches]
             self._engine.plan(np.concatenate(numbers), False)
 
     def _advance(self) -> Batch:
@@ -516,7 +514,7 @@ class Loader:
             slab, layouts, keys, issues = self._wait()
             self._wait_s += time.monotonic() - began
             columns, bad = self._decoder.columns(ask, slab, layouts, issues, keys)
-            if not bad:
+            if not bad and not ask.tries:
                 break
             del slab, columns  # their memory is needed for the next try
             self._on_bad(ask, bad)
@@ -544,37 +542,32 @@ class Loader:
         return self._engine.take(self._timeout_s)
 
     def _on_bad(self, ask: Ask, bad: dict[int, BadSampleError]) -> None:
-        """Raise, or ask for the same batch again with other samples in the bad slots."""
+        """Raise, or ask for the same batch again with other samples in the bad slots.
+
+        Where a second time some are bad, those that come after them are looked at first, a batch of
+        them at once: a long run of bad samples would take a whole batch for each.
+        """
+        if ask.tries:
+            bad = in_turn(ask.tries, bad)
         self._condemn({int(ask.indices[slot]): bad[slot] for slot in sorted(bad)})
         if self._ceiling is None:
             self._asked.popleft()
-            self._ask(ask.epoch, ask.start, again=True)
         else:  # those asked for since may hold what memory there is
             self._cancel()
-            self._plan(ask.epoch, ask.start)
-            self._ask(ask.epoch, ask.start)
+        if ask.again and not ask.tries:
+            self._ask_first(self._bad.trial(self._order, ask, bad, self._batch_size))
+        else:
+            self._ask_first(replace(self._lay_out(ask.epoch, ask.start)[0], again=True))
 
     def _condemn(self, bad: Mapping[int, BadSampleError]) -> None:
         """Raise the first of these samples, or let others stand in for them from now on."""
         for index, error in bad.items():
             if not self._substitute:
                 raise error
-            if index not in self._bad:
-                self._bad[index] = error
-                self._bad_since[index] = self._ahead.planned
+            if index not in self._bad.errors:
+                self._bad.errors[index] = error
+                self._bad.since[index] = self._ahead.planned
                 _log.warning("bad sample %d replaced by the next good one: %s", index, error)
-
-    def _substitute_for(self, epoch: int, position: int) -> int:
-        """The first sample that may stand in for the one at `position` and is not known bad."""
-        known, start = list(self._bad), 0
-        while len(positions := self._order.successors(position, start, 64 + start)) > 0:
-            indices = self._order.samples_at(epoch, positions)
-            good = indices[~np.isin(indices, known)]
-            if len(good) > 0:
-                return int(good[0])
-            start += len(positions)
-        first = next(iter(self._bad.values()))
-        raise BadSampleError(f"all {self.num_samples} samples are bad, the first one: {first}")
 
     def _cancel(self) -> None:
         self._asked.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -67,6 +67,7 @@ def point_at(uri: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
 def trained(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """One training of four epochs, never interrupted."""
     from components.train import run
+    from components.train.settings import Settings
     from tests.components import blobs
 
     folder = tmp_path_factory.mktemp("trained")
@@ -75,7 +76,8 @@ def trained(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
-        report = run.train(url, output=str(folder / "checkpoints"), **SETTINGS)
+        config = {"train": asdict(Settings(**SETTINGS)), "overrides": ["train.epochs=4"]}
+        report = run.train(url, output=str(folder / "checkpoints"), config=config, **SETTINGS)
     return Trained(folder=folder, dataset_url=url, report=report)
 
 

@@ -49,6 +49,10 @@ def test_it_measures_every_test_sample_once(copy_of_trained: Trained) -> None:
     rows = list(csv.DictReader(table.splitlines()))
     assert [row["class"] for row in rows] == blobs.CLASSES
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("precision", "recall", "f1"))
+    table = (copy_of_trained.folder / "evaluation" / "confusion_matrix.csv").read_text()
+    first, *counts = csv.reader(table.splitlines())
+    assert first == ["true class", *blobs.CLASSES]
+    assert counts == [[n, *map(str, c)] for n, c in zip(blobs.CLASSES, confusion, strict=True)]
     lines = [("test", key, label) for key, label in _keys(copy_of_trained.dataset_url)]
     assert report.test_digest == manifest.digest(lines)
 
@@ -81,7 +85,13 @@ def test_the_run_gets_metrics_linked_to_model_and_dataset(copy_of_trained: Train
     files = {item.path for item in client.list_artifacts(report.run_id, "test")}
     assert files == {
         f"test/{name}"
-        for name in ("report.json", "report.csv", "confusion_matrix.png", "worst.png")
+        for name in (
+            "report.json",
+            "report.csv",
+            "worst.png",
+            "confusion_matrix.csv",
+            "confusion_matrix.png",
+        )
     }
 
 
@@ -113,6 +123,8 @@ def test_a_model_that_is_not_there(
     arguments = ["--dataset", copy_of_trained.dataset_url, "--run-id", "x", "--output", "out"]
     assert command.main([*arguments, "--model-uri", "models:/m-none"]) == 1
     assert capsys.readouterr().err.startswith("evaluate: models:/m-none: cannot be loaded from")
+    assert command.main([*arguments, "--model-uri", "models:/m-none", "--device", "tpu"]) == 1
+    assert "evaluate: --device='tpu': expected auto" in capsys.readouterr().err
 
 
 def test_the_champion_is_measured_on_the_same_samples_once(
@@ -216,6 +228,10 @@ def test_a_failed_load_tells_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None
     assert "secret" not in str(e.value)
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_the_stores_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,3 +239,6 @@ def test_the_stores_errors_are_one_line(
     words = ["--dataset", "s3://bucket/photos/v1", "--model-uri", "models:/m-1"]
     assert command.main([*words, "--run-id", "r", "--output", "out"]) == 1
     assert "found no credentials" in capsys.readouterr().err
+    monkeypatch.setattr(run, "evaluate", interrupted)
+    assert command.main([*words, "--run-id", "r", "--output", "out"]) == 130
+    assert capsys.readouterr().err == "evaluate: interrupted\n"

@@ -200,8 +200,8 @@ def test_what_is_no_image_is_named(handler: Handler, data: bytes, why: str) -> N
 @pytest.mark.parametrize(
     ("path", "asked", "status", "why"),
     [
-        (PREDICT, b"", 400, "found 0 bytes that are not JSON"),
-        (PREDICT, b"\xff\xfe", 400, "that are not JSON"),
+        (PREDICT, b"", 400, "found 0 bytes of application/json that are not JSON"),
+        (PREDICT, b"\xff\xfe", 400, "or one image's bytes as Content-Type image/"),
         (PREDICT, b"[" * 100_000, 400, "that are not JSON"),
         (PREDICT, b"9" * 5000, 400, "that are not JSON"),
         (PREDICT, [], 400, "found a JSON list, expected an object"),
@@ -275,7 +275,7 @@ class Slow(Handler):
 def serving(app: server.App) -> Iterator[int]:
     """The real server on a thread; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        http_server = server.http_server(app, host="127.0.0.1", port=0)
+        http_server = server.http_server(app)
         thread = threading.Thread(target=http_server.run, args=([listening],))
         thread.start()
         try:
@@ -283,6 +283,23 @@ def serving(app: server.App) -> Iterator[int]:
         finally:
             http_server.should_exit = True
             thread.join()
+
+
+def test_a_taken_port_is_said_and_ctrl_c_is_heard_while_the_model_is_fetched(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.logging, "basicConfig", lambda **_: None)  # it outlives the test
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert server.main(["--model", "models:/nobody@champion", "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert f"--host 127.0.0.1 --port {port}: [Errno 98] Address already in use, expected" in said
+
+    def interrupted(_: Handler) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Handler, "load", interrupted)
+    assert server.main(["--model", "models:/nobody@champion", "--port", "0"]) == 130
 
 
 def until(condition: Any) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import requests
 from kfp import compiler
 from tarpon.fields import IMAGE_EXTENSIONS
 
-from components import logged_model
+from components import logged_model, patience
 from components import tracking as mlflow_seam
 from components.loading import EmptySplitError
 from components.predict import __main__ as command
@@ -260,9 +261,30 @@ def test_what_it_refuses(
     words = ["--output", str(tmp_path / "out"), "--shards", *shards, "--model"]
     assert command.main([*words, "models:/nobody@champion"]) == 1
     assert "predict: models:/nobody@champion: cannot be loaded" in capsys.readouterr().err
+    assert command.main([*words, model, "--device", "tpu"]) == 1
+    assert "predict: --device='tpu': expected auto, cpu" in capsys.readouterr().err
     for wrong in ([], [*words, model, "--batch-size", "0"], [*words, model, "--rank", "0"]):
         with pytest.raises(SystemExit):
             command.main(wrong)
+
+
+def test_a_model_is_waited_for_while_the_server_is_away(
+    model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, failures = logged_model._about, [requests.ConnectionError("no answer")] * 2
+
+    def about(uri: str) -> dict[str, Any]:
+        if failures:
+            raise failures.pop()
+        return real(uri)
+
+    monkeypatch.setattr(logged_model, "_about", about)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.001)
+    assert logged_model.load(model).classes == blobs.CLASSES
+    assert (failures, caplog.text.count("does not answer")) == ([], 1)
+    failures.append(requests.ConnectionError("no answer"))
+    with pytest.raises(mlflow_seam.TrackingError, match=r"no answer in 0 s .*; check MLFLOW_TRACK"):
+        logged_model.load(model, patience_s=0)
 
 
 def test_broken_weights_are_no_scores(model: str) -> None:

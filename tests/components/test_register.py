@@ -213,8 +213,9 @@ def test_it_says_nothing_on_its_own(
 
 
 def test_the_component_maps_its_artifacts(
-    client: mlflow.MlflowClient, url: str, tmp_path: Path
+    client: mlflow.MlflowClient, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_UI_URL", "https://bob:pw@mlflow.example/")
     measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, **logged(client)}
     evaluation = SimpleNamespace(path=str(tmp_path / "evaluation"))
     Path(evaluation.path).write_text(json.dumps(measured))
@@ -229,3 +230,6 @@ def test_the_component_maps_its_artifacts(
     assert answer == "photos 1 champion"
     assert run.RegisterReport.read(registration.path).version == "1"
     assert registration.metadata["alias"] == "champion"
+    page = "https://mlflow.example/#/models/photos/versions/1"
+    assert registration.metadata["mlflow_version_url"] == page
+    assert registration.metadata["mlflow_links"] == f"[registered version]({page})"

@@ -72,12 +72,21 @@ def test_many_long_params_are_logged_and_a_second_time_changes_nothing(tracking:
     assert found["group/0.key_"] == "v" * 5999 + "…"
 
 
+def refusal(status: int) -> requests.HTTPError:
+    """What MLflow lets through where it lists artifacts."""
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError("no", response=response)
+
+
 @pytest.mark.parametrize(
     ("error", "away"),
     [
         (ConnectionResetError(errno.ECONNRESET, "reset"), True),
         (requests.exceptions.ReadTimeout("no answer"), True),
         (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), True),
+        (refusal(503), True),
+        (refusal(403), False),
         (OSError(errno.ENOSPC, "no space left on device"), False),
         (PermissionError(errno.EACCES, "denied"), False),
         (ValueError("ours"), False),
@@ -295,4 +304,4 @@ def test_without_pages_there_are_ids_and_no_links(monkeypatch: pytest.MonkeyPatc
     assert links.KfpRun(run_id="ab").tags() == {"kfp.run_id": "ab"}
     assert links.KfpRun.from_options(argparse.Namespace(kfp_run="{{$.x}}")) == links.KfpRun()
     assert links.mlflow_metadata("7", "r1", "models:/m-2") == {"mlflow_run_id": "r1"}
-    assert links.mlflow_version_url("flowers", "3") == ""
+    assert links.mlflow_version_metadata("flowers", "3") == {}

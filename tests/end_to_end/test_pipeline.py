@@ -73,7 +73,7 @@ def test_photographs_become_a_registered_model_and_again(tmp_path: Path) -> None
     check_no_duplicates(first, second)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     run_id = check_run(client, second)
-    check_confusion_matrix(client, run_id)
+    check_artifacts(client, run_id)
     check_model(client, second)
     check_published_version(first)
 
@@ -136,13 +136,14 @@ def check_run(client: mlflow.MlflowClient, second: Ran) -> str:
     return run_id
 
 
-def check_confusion_matrix(client: mlflow.MlflowClient, run_id: str) -> None:
+def check_artifacts(client: mlflow.MlflowClient, run_id: str) -> None:
     artifacts: list[str] = []
     folders = [""]
     while folders:
         for item in client.list_artifacts(run_id, folders.pop() or None):
             (folders if item.is_dir else artifacts).append(item.path)
-    assert any("confusion" in path and path.endswith(".png") for path in artifacts), artifacts
+    wanted = {"config.json", "overrides.json", "test/confusion_matrix.png", "test/report.csv"}
+    assert wanted <= {*artifacts}
 
 
 def check_model(client: mlflow.MlflowClient, second: Ran) -> None:

@@ -108,18 +108,16 @@ def test_ranks_share_every_global_batch_and_know_where(
 
 @settings(deadline=None, max_examples=100)
 @given(order=shapes, data=st.data())
-def test_successors_are_the_rest_of_the_lane_and_then_everybody(
-    order: Order, data: st.DataObject
-) -> None:
+def test_a_lane_goes_round(order: Order, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, order.samples - 1))
+    lanes = data.draw(st.sampled_from([order.lanes, 1]))
     found: list[int] = []
-    while len(more := order.successors(position, len(found), 7)) > 0:
+    while len(more := order.onward(position, len(found), 7, lanes=lanes)) > 0:
         found += more.tolist()
-    lane = range(position % order.lanes, order.samples, order.lanes)
-    own = len(lane) - 1
+    lane = range(position % lanes, order.samples, lanes)
     at = lane.index(position)
-    assert found[:own] == [*lane[at + 1 :], *lane[:at]]
-    assert sorted(found[own:]) == list(range(order.samples))
+    assert found == [*lane[at:], *lane[:at]]
+    assert [order.steps(position, there, lanes=lanes) for there in found] == [*range(len(lane))]
 
 
 def of(**changed: Any) -> Order:

@@ -108,12 +108,15 @@ def test_compile_writes_the_file_and_says_what_pods_will_miss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["action=compile", "output=made/p.yaml", "until=split"]) == 0
+    typed = ["action=compile", "output=made/p.yaml", "until=split"]
+    assert main([*typed, "store.endpoint=http://minio:9000"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "compiled made/p.yaml\n"
     assert "note: mlflow.uri=" in captured.err
     spec, _platform = yaml.safe_load_all((tmp_path / "made/p.yaml").read_text())
     assert spec["pipelineInfo"]["name"] == "image-training"
+    config = spec["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"]
+    assert json.loads(config)["overrides"] == typed  # without addresses
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
