@@ -76,6 +76,8 @@ class Pump(Generic[T]):
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        if threading.current_thread() is self._thread:
+            return  # garbage was collected there; it ends after this `make`
         while self._thread.is_alive():
             self._made.clear()  # memory that `make` may wait for
             with contextlib.suppress(Exception):

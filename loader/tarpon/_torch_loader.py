@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 import torch
 
-from tarpon._arguments import positive
+from tarpon._arguments import count, positive
 from tarpon._pump import Pump
 from tarpon._shards import Shards
 from tarpon._torch_columns import refuse_reserved, to_torch
@@ -196,6 +196,7 @@ class TorchLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; keeps what was prefetched where that is what comes next."""
+        epoch = count("epoch", epoch)
         if self._due() != (epoch, 0):
             self._halt()
             self._loader.set_epoch(epoch)
