@@ -272,15 +272,15 @@ class TorchLoader:
                 self._make,
                 self._prefetch,
                 patient=LoaderTimeoutError,
-                interrupt=loader._engine.cancel,
+                interrupt=loader._interrupt,
             )
             # Whoever drops this object, or ends the program, without close().
-            self._unwatch = weakref.finalize(self, self._pump.stop).detach
+            self._unwatch = weakref.finalize(self, _end, self._pump, loader).detach
         return self._pump
 
     def _stop(self) -> None:
         if self._pump is not None and self._unwatch is not None:
-            self._pump.stop()
+            _end(self._pump, self._loader)
             self._unwatch()
         self._pump = None
 
@@ -355,6 +355,11 @@ class _Maker:
 
     def _transformed(self, columns: dict[str, Any]) -> dict[str, Any]:
         return columns if self._transform is None else self._transform(columns)
+
+
+def _end(pump: Pump[_Made], loader: Loader) -> None:
+    pump.stop()
+    loader._resume()
 
 
 def _endless(loader: Loader) -> Iterator[dict[str, Any]]:
