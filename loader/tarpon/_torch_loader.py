@@ -266,6 +266,8 @@ class TorchLoader:
     # ---- inside ----------------------------------------------------------------------------------
 
     def _running(self) -> Pump[_Made]:
+        if self._pump is not None and self._pump.stopped:  # Ctrl-C came before that was done
+            self._halt()
         if self._pump is None:
             loader = self._loader
             self._pump = Pump(

@@ -7,6 +7,7 @@ import gc
 import inspect
 import json
 import os
+import signal
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -232,6 +233,21 @@ def test_an_interrupted_take_loses_no_batch(
     found = [next(iter(ours))["indices"].tolist()]
     assert ours._pump is not None
     ours._pump.take()  # and Ctrl-C before anything was done with it
+    assert found + indices(ours) == expected
+
+
+def test_ctrl_c_while_it_stops_its_thread_is_no_end(
+    shards: Path, make: Callable[..., TorchLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = make()
+    with tarpon.Loader(shards, **OPTIONS) as theirs:
+        expected = [batch.indices.tolist() for batch in theirs]
+    found = [next(iter(ours))["indices"].tolist()]
+    assert ours._pump is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(ours._pump._thread, "join", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            ours.set_epoch(1)
     assert found + indices(ours) == expected
 
 
