@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 import warnings
 from collections import deque
@@ -113,10 +114,10 @@ class ImagePipeline:
         Otherwise as a ``Loader``.
 
     Order, ``len``, epochs and state are the Loader's, counted at what was handed over: either
-    loads the other's state. A resumed pipeline repeats every picture bit by bit. Windows, flips
-    and augmentations follow from (seed, epoch, position) alone, on any number of ranks; but of
-    ``crops="dali"`` the windows also from which samples share a batch, so that only the same
-    batch size on as many ranks repeats them.
+    loads the other's state. One consumer thread. A resumed pipeline repeats every picture bit by
+    bit, on a GPU as far as its JPEG decoders do. Windows, flips and augmentations follow from
+    (seed, epoch, position) alone, on any number of ranks; but of ``crops="dali"`` the windows also
+    from which samples share a batch: only the same batch size on as many ranks repeats them.
 
     DALI turns an image by its last Exif tag alone: where a photograph has its orientation in XMP,
     a Loader turns it and this does not.
@@ -178,6 +179,7 @@ class ImagePipeline:
         self._pipe: Any = None
         self._handed = 0
         self._wait_s = 0.0
+        self._using = threading.Lock()
         self._pid = os.getpid()
         self._ended: float | None = None
         self._started: float | None = None
@@ -260,16 +262,22 @@ class ImagePipeline:
 
     def _advance(self) -> dict[str, torch.Tensor]:
         """The batch at the loader's position, which moves past it."""
+        if not self._using.acquire(blocking=False):
+            raise RuntimeError(
+                "two threads take batches from one ImagePipeline at once, expected one at a time; "
+                "hand it over, or make a pipeline for each"
+            )
         began = time.monotonic()
         if self._started is None:
             self._started = began
         try:
             tensors = self._next()
+            self._handed += len(tensors["label"])
+            self._loader._move_on()
+            return tensors
         finally:
             self._wait_s += time.monotonic() - began
-        self._handed += len(tensors["label"])
-        self._loader._move_on()
-        return tensors
+            self._using.release()
 
     def _next(self) -> dict[str, torch.Tensor]:
         while True:

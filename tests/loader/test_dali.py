@@ -331,6 +331,16 @@ def test_tensors_outlive_the_pipeline(shards: Path) -> None:
         next(iter(fed))
 
 
+def test_two_threads_at_once_are_told_so(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pipeline(shards) as fed:
+        inner = ImagePipeline._next
+        monkeypatch.setattr(ImagePipeline, "_next", lambda fed: [next(iter(fed)), inner(fed)])
+        with pytest.raises(RuntimeError, match="two threads take batches from one ImagePipeline"):
+            next(iter(fed))
+        monkeypatch.undo()
+        assert len(list(fed)) == 6
+
+
 def test_a_pipeline_that_is_dropped_stops_dali_first(shards: Path) -> None:
     fed = pipeline(shards, prefetch=4)
     next(iter(fed))
