@@ -20,6 +20,7 @@ from tests.loader.tars import photo, write_tar
 from tests.loader.test_pixels import KINDS, difference
 
 pytest.importorskip("nvidia.dali")
+from tarpon._dali_graph import graph
 from tarpon.dali import ImagePipeline
 
 FIELDS = {"jpg": tarpon.Raw("jpg;png"), "cls": tarpon.Int("cls")}
@@ -144,6 +145,15 @@ def test_evaluation_covers_every_sample_once(shards: Path) -> None:
                 assert [len(batch["image"]) for batch in batches] == sizes
                 seen = torch.cat([batch["indices"][batch["valid"]] for batch in batches])
                 assert torch.equal(seen, torch.arange(103))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_for_a_gpu_the_graph_is_wired_to_it(shards: Path, train: bool) -> None:
+    """As far as that shows without one: DALI refuses pixels or draws on the wrong device here."""
+    with pipeline(shards, train=train, crops="tarpon") as fed:
+        plan = replace(fed._plan, gpu=True)
+    wired = graph(plan, lambda _: (), batch_size=4, num_threads=1, device_id=0)
+    assert [node.device for node in wired._graph_out] == ["gpu"]
 
 
 # ---- order, epochs and state -----------------------------------------------------------------
