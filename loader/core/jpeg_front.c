@@ -4,9 +4,7 @@
 
 enum { EOI = 0xd9 };
 
-/* Whether ff d9 stands anywhere, from the back: in a whole file it is the last thing there.  One
- * that belongs to a thumbnail in the header is mistaken for the file's own; then the decoder has to
- * find out. */
+/* Whether ff d9 stands anywhere, from the back: in a whole file it is the last thing there. */
 static bool has_end(const uint8_t *data, size_t size)
 {
     for (size_t at = size; at >= 2; at--)
@@ -25,6 +23,6 @@ tp_status tp_jpeg_front(const uint8_t *data, size_t size, struct tp_jpeg_front *
     const bool turned = header.last_exif >= 5; /* on its side */
     front->width = turned ? header.height : header.width;
     front->height = turned ? header.width : header.height;
-    front->ends = has_end(data, size);
+    front->ends = has_end(data + header.scan, size - header.scan); /* no thumbnail's */
     return TP_OK;
 }

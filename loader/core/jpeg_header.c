@@ -233,6 +233,7 @@ tp_status tp_jpeg_header_read(const uint8_t *data, size_t size, struct tp_jpeg_h
         }
         at += length;
     }
+    header->scan = at;
     header->last_exif = walk.last_exif ? walk.last_exif : 1;
     header->orientation = walk.exif ? walk.exif : walk.xmp ? walk.xmp : 1;
     return check_size(&walk, size, err);

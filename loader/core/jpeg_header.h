@@ -19,6 +19,7 @@ struct tp_jpeg_header {
     uint8_t  components;    /* 1, 3 or 4 */
     uint8_t  orientation;   /* EXIF, 1 to 8; 1 where there is none or it makes no sense */
     uint8_t  last_exif;     /* the same by the last Exif segment alone, as nvImageCodec has it */
+    size_t   scan;          /* bytes before the body of the first scan; thumbnails lie there */
 };
 
 /* Whether the bytes begin like a JPEG, nothing more. */

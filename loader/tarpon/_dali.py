@@ -6,11 +6,13 @@ number of ranks, makes the same pictures.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from tarpon import _core, _pillow
 from tarpon.batch import Ragged
@@ -61,6 +63,14 @@ class FrontCheck:
                     + ", ".join(_DECODABLE)
                 )
         return bad
+
+
+def whole_jpeg() -> Ragged:
+    """An image that no decoder refuses."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    data = np.frombuffer(file.getvalue(), np.uint8)
+    return Ragged(data, np.array([0, len(data)]))
 
 
 def random_windows(

@@ -179,7 +179,7 @@ def encoded(images: Ragged) -> Any:
 
 
 @pipeline_def
-def decoding(source: Callable[[Any], tuple[Any]], gpu: bool) -> Any:
+def decoding(gpu: bool, source: Callable[[Any], tuple[Any]]) -> Any:
     """Whole images, and nothing else done to them."""
     (images,) = fn.external_source(source=source, num_outputs=1, batch=True, batch_info=True)
     return fn.decoders.image(images, device="mixed" if gpu else "cpu")

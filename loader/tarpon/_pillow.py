@@ -39,15 +39,19 @@ def decode(data: bytes | memoryview) -> npt.NDArray[np.uint8]:
 def look(data: bytes | memoryview) -> tuple[str, int, int]:
     """Kind of image, width and height turned by its Exif tag, of which XMP is no part.
 
-    Reads no more than the header, but of a JPEG, which is decoded: that shows whether it is whole.
+    Reads no more than the header, but of a JPEG and of a PNG without an end, which are decoded:
+    that shows whether they are whole.
     """
     if bytes(data[:3]) == _JPEG:
         height, width, _ = decode(data).shape
         return "JPEG", width, height
     with _reading():
         image = Image.open(io.BytesIO(data), formats=_formats())
-        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in bytes(data):
-            image.load()  # it stands behind the pixels
+        if image.format == "PNG" and (
+            b"IEND" not in bytes(data)
+            or ("exif" not in image.info and b"eXIf" in bytes(data))  # it stands behind the pixels
+        ):
+            image.load()
         tags = Image.Exif()
         tags.load(image.info.get("exif", b""))
         width, height = image.size  # of a TIFF, Pillow has turned it

@@ -27,6 +27,9 @@ class Pump(Generic[T]):
         patient: An error of this class counts only if somebody waited for the result from the
             start; otherwise `make` is called again.
         interrupt: May be called from any thread, to make a `make` that waits return or raise.
+
+    Attributes:
+        stopped: Somebody began to stop it.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Pump(Generic[T]):
         self._error: BaseException | None = None
         self._awaited = False  # somebody is inside take()
         self._urgent = False  # and waits for what is being made
-        self._stopped = False
+        self.stopped = False
         self._changed = threading.Condition()
         self._pid = os.getpid()
         # A daemon, so that the end of the program does not wait for who forgot to stop it.
@@ -74,8 +77,10 @@ class Pump(Generic[T]):
         if os.getpid() != self._pid:
             return  # a child after fork() has no such thread, and maybe a lock that nobody holds
         with self._changed:
-            self._stopped = True
+            self.stopped = True
             self._changed.notify_all()
+        if threading.current_thread() is self._thread:
+            return  # garbage was collected there; it ends after this `make`
         while self._thread.is_alive():
             self._made.clear()  # memory that `make` may wait for
             with contextlib.suppress(Exception):
@@ -99,11 +104,11 @@ class Pump(Generic[T]):
 
     def _wait_for_room(self) -> bool:
         with self._changed:
-            while not self._stopped and len(self._made) >= self._room:
+            while not self.stopped and len(self._made) >= self._room:
                 self._changed.wait()
             # Who was served already, and has not woken up yet, does not wait for the next one.
             self._urgent = self._awaited and not self._made
-            return not self._stopped
+            return not self.stopped
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

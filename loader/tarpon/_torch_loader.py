@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 import torch
 
-from tarpon._arguments import positive
+from tarpon._arguments import count, positive
 from tarpon._pump import Pump
 from tarpon._shards import Shards
 from tarpon._torch_columns import refuse_reserved, to_torch
@@ -196,6 +196,7 @@ class TorchLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; keeps what was prefetched where that is what comes next."""
+        epoch = count("epoch", epoch)
         if self._due() != (epoch, 0):
             self._halt()
             self._loader.set_epoch(epoch)
@@ -265,21 +266,23 @@ class TorchLoader:
     # ---- inside ----------------------------------------------------------------------------------
 
     def _running(self) -> Pump[_Made]:
+        if self._pump is not None and self._pump.stopped:  # Ctrl-C came before that was done
+            self._halt()
         if self._pump is None:
             loader = self._loader
             self._pump = Pump(
                 self._make,
                 self._prefetch,
                 patient=LoaderTimeoutError,
-                interrupt=loader._engine.cancel,
+                interrupt=loader._interrupt,
             )
             # Whoever drops this object, or ends the program, without close().
-            self._unwatch = weakref.finalize(self, self._pump.stop).detach
+            self._unwatch = weakref.finalize(self, _end, self._pump, loader).detach
         return self._pump
 
     def _stop(self) -> None:
         if self._pump is not None and self._unwatch is not None:
-            self._pump.stop()
+            _end(self._pump, self._loader)
             self._unwatch()
         self._pump = None
 
@@ -354,6 +357,11 @@ class _Maker:
 
     def _transformed(self, columns: dict[str, Any]) -> dict[str, Any]:
         return columns if self._transform is None else self._transform(columns)
+
+
+def _end(pump: Pump[_Made], loader: Loader) -> None:
+    pump.stop()
+    loader._resume()
 
 
 def _endless(loader: Loader) -> Iterator[dict[str, Any]]:

@@ -9,11 +9,15 @@ pipeline runs some batches ahead of the loader's position, which moves when a ba
 
 from __future__ import annotations
 
+import math
+import os
+import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -110,10 +114,10 @@ class ImagePipeline:
         Otherwise as a ``Loader``.
 
     Order, ``len``, epochs and state are the Loader's, counted at what was handed over: either
-    loads the other's state. A resumed pipeline repeats every picture bit by bit. Windows, flips
-    and augmentations follow from (seed, epoch, position) alone, on any number of ranks; but of
-    ``crops="dali"`` the windows also from which samples share a batch, so that only the same
-    batch size on as many ranks repeats them.
+    loads the other's state. One consumer thread. A resumed pipeline repeats every picture bit by
+    bit, on a GPU as far as its JPEG decoders do. Windows, flips and augmentations follow from
+    (seed, epoch, position) alone, on any number of ranks; but of ``crops="dali"`` the windows also
+    from which samples share a batch: only the same batch size on as many ranks repeats them.
 
     DALI turns an image by its last Exif tag alone: where a photograph has its orientation in XMP,
     a Loader turns it and this does not.
@@ -142,20 +146,21 @@ class ImagePipeline:
         one_of("dtype", dtype, get_args(Dtype))
         if augment is not None:
             one_of("augment", augment, get_args(Augment))
-        CenterCrop(size, resize, dtype="float32", mean=mean, std=std)  # refuses what cannot be
+        # Refuses what cannot be, and makes plain numbers of NumPy's.
+        crop = CenterCrop(size, resize, dtype="float32", mean=mean, std=std)
         self._device = _device(device)
         self._loader = _with_fields(loader, image, label)
         self._image, self._label = image, label
-        operations, policy, bins = augmentation(augment if train else None, size)
+        operations, policy, bins = augmentation(augment if train else None, crop.size)
         self._plan = Plan(
-            size=size,
-            resize=resize,
+            size=crop.size,
+            resize=crop.resize,
             train=bool(train),
             gpu=device == "gpu",
             crops=crops,
             dtype=dtype,
-            mean=mean or (0.0, 0.0, 0.0),
-            std=std or (1.0, 1.0, 1.0),
+            mean=crop.mean or (0.0, 0.0, 0.0),
+            std=crop.std or (1.0, 1.0, 1.0),
             channels_last=bool(channels_last),
             operations=operations,
             policy=policy,
@@ -169,10 +174,14 @@ class ImagePipeline:
         loader._decoder.checks[image] = self._front
         self._flying: deque[_Flight] = deque()
         self._landed: deque[_Flight] = deque()  # handed over, while a GPU may still read inputs
-        self._failure: Exception | None = None  # of the batch after those that fly
+        # Of the batch after those that fly: its epoch and start, and what is wrong.
+        self._failure: tuple[tuple[int, int], Exception] | None = None
         self._pipe: Any = None
         self._handed = 0
         self._wait_s = 0.0
+        self._using = threading.Lock()
+        self._pid = os.getpid()
+        self._ended: float | None = None
         self._started: float | None = None
 
     # ---- iteration ---------------------------------------------------------------------------
@@ -211,6 +220,7 @@ class ImagePipeline:
             StateMismatchError: As ``Loader.load_state_dict``.
         """
         self._loader.load_state_dict(state)
+        self._ground()  # what flies may be of another order, at the same position
 
     # ---- what it did ---------------------------------------------------------------------------
 
@@ -220,7 +230,8 @@ class ImagePipeline:
         ``loader_wait_s`` is the part of ``wait_s`` that was spent waiting for the Loader.
         """
         sums = self._loader.stats()
-        elapsed = time.monotonic() - self._started if self._started is not None else 0.0
+        now = self._ended or time.monotonic()
+        elapsed = 0.0 if self._started is None else now - self._started
         return sums | {
             "samples": self._handed,
             "samples_per_s": self._handed / elapsed if elapsed > 0 else 0.0,
@@ -230,6 +241,7 @@ class ImagePipeline:
 
     def close(self) -> None:
         """Stop DALI and the Loader. Tensors handed over stay valid. Safe to call again."""
+        self._ended = self._ended or time.monotonic()
         self._ground()
         self._loader.close()
 
@@ -250,16 +262,22 @@ class ImagePipeline:
 
     def _advance(self) -> dict[str, torch.Tensor]:
         """The batch at the loader's position, which moves past it."""
+        if not self._using.acquire(blocking=False):
+            raise RuntimeError(
+                "two threads take batches from one ImagePipeline at once, expected one at a time; "
+                "hand it over, or make a pipeline for each"
+            )
         began = time.monotonic()
         if self._started is None:
             self._started = began
         try:
             tensors = self._next()
+            self._handed += len(tensors["label"])
+            self._loader._move_on()
+            return tensors
         finally:
             self._wait_s += time.monotonic() - began
-        self._handed += len(tensors["label"])
-        self._loader._move_on()
-        return tensors
+            self._using.release()
 
     def _next(self) -> dict[str, torch.Tensor]:
         while True:
@@ -268,10 +286,11 @@ class ImagePipeline:
                 if self._flying:
                     return self._tensors(*self._arrival())
                 assert self._failure is not None
-                raise self._failure
+                raise self._failure[1]
             except RuntimeError:  # which is what DALI raises for everything
-                bad = self._culprits()
-                self._ground()
+                flights = [*self._flying]
+                self._ground()  # before anything else is asked of a GPU that may be full
+                bad = self._culprits(flights)
                 if not bad:
                     raise
                 self._loader._condemn(bad)
@@ -282,20 +301,26 @@ class ImagePipeline:
     def _send(self) -> None:
         """Have `prefetch` batches under way, from the loader's position on, across epochs."""
         here = (self._loader._epoch, self._loader._position)
-        if self._flying and (self._flying[0].epoch, self._flying[0].start) != here:
+        if self._flying:
+            comes = (self._flying[0].epoch, self._flying[0].start)
+        else:
+            comes = self._failure[0] if self._failure is not None else here
+        if comes != here:
             self._ground()
         if self._pipe is None:
             self._pipe = self._built()
+        if self._loader._ceiling is not None:  # which a GPU that lags behind must not use up
+            self._give_back(keep=1)
         while len(self._flying) < self._prefetch and self._failure is None:
             self._pipe.schedule_run()  # calls _feed; the first one, `prefetch` times
 
     def _feed(self, _info: Any) -> tuple[Any, ...]:
         """DALI's source. The next batch; where DALI counts does not matter, a restart keeps on."""
         loader = self._loader
+        at = (loader._epoch, loader._position)
+        if self._flying:
+            at = loader._after(self._flying[-1].epoch, self._flying[-1].start)
         try:
-            at = (loader._epoch, loader._position)
-            if self._flying:
-                at = loader._after(self._flying[-1].epoch, self._flying[-1].start)
             batch = loader._take_in_turn(*at)
             arrays = self._plan.arrays(
                 self._front.sizes,
@@ -304,7 +329,7 @@ class ImagePipeline:
                 positions=loader._positions(at[1]),
             )
         except Exception as error:  # batches before this one are good, and come first
-            self._failure = error
+            self._failure = at, error
             raise StopIteration from error
         arrays["images"] = encoded(batch[self._image])
         inputs = tuple(arrays[name] for name in self._plan.inputs())
@@ -316,7 +341,12 @@ class ImagePipeline:
         stream = torch.cuda.current_stream(self._device) if self._plan.gpu else None
         (pixels,) = self._pipe.share_outputs(stream)
         self._pipe.release_outputs()  # the tensor keeps its memory
-        return self._flying.popleft(), torch.utils.dlpack.from_dlpack(pixels.as_tensor())
+        flight = self._flying.popleft()
+        if stream is not None:
+            flight.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            flight.done.record(stream)
+        self._landed.append(flight)
+        return flight, torch.utils.dlpack.from_dlpack(pixels.as_tensor())
 
     def _tensors(self, flight: _Flight, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """What is handed over; the loader's memory goes back as soon as DALI has read it."""
@@ -329,63 +359,80 @@ class ImagePipeline:
         tensors = {"image": image}
         for name, column in small.items():  # copies: a view would keep the encoded images
             tensors[name] = torch.from_numpy(column.copy()).to(self._device, non_blocking=True)
-        self._landed.append(flight)
-        if self._plan.gpu:
-            flight.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            flight.done.record(torch.cuda.current_stream(self._device))
-        while self._landed and (self._landed[0].done is None or self._landed[0].done.query()):
-            self._release(self._landed.popleft())
+        self._give_back()
         return tensors
+
+    def _give_back(self, *, keep: float = math.inf) -> None:
+        """The loader gets back what DALI has read; waits while over `keep` batches are left."""
+        while self._landed:
+            done = self._landed[0].done
+            if done is not None and not done.query():
+                if len(self._landed) <= keep:
+                    return
+                done.synchronize()
+            self._release(self._landed.popleft())
 
     def _release(self, flight: _Flight) -> None:
         """DALI has read the inputs: the loader may write their memory again."""
 
-    def _culprits(self) -> dict[int, BadSampleError]:
-        """The samples that DALI fails on, by index, of the first batch under way with some."""
-        bad: dict[int, BadSampleError] = {}
+    def _culprits(self, flights: Sequence[_Flight]) -> dict[int, BadSampleError]:
+        """The samples that DALI fails on, by index, of the first of these batches with some."""
         field = self._loader._fields[self._image]
-        for flight in self._flying:
-            slots = range(len(flight.batch.indices))
-            failing = [slot for slot in slots if not self._runs(flight, slot)]
-            if len(failing) == len(slots):  # is it the images?
-                failing = [slot for slot in slots if not self._runs(flight, slot, decode_only=True)]
-            for slot in failing:
-                index = int(flight.batch.indices[slot])
-                reason = (
-                    "DALI does not decode it, or cuts nothing out of it; expected a whole image"
-                )
-                bad[index] = self._loader._decoder.bad_sample(index, field, reason)
-            if bad:
-                break
-        return bad
+        reason = "DALI does not decode it, or cuts nothing out of it; expected a whole image"
+        for flight in flights:
+            if failing := self._failing(flight):
+                indices = flight.batch.indices[failing].tolist()
+                return {
+                    index: self._loader._decoder.bad_sample(index, field, reason)
+                    for index in indices
+                }
+        return {}
 
-    def _runs(self, flight: _Flight, slot: int, *, decode_only: bool = False) -> bool:
-        """Whether DALI makes this image when it is alone, in a pipeline of its own."""
-        image = np.asarray(flight.batch[self._image][slot])
-        names = self._plan.inputs()
-        inputs = dict(zip(names, flight.inputs, strict=True)) | {
-            "images": encoded(Ragged(image, np.array([0, len(image)])))
-        }
+    def _failing(self, flight: _Flight) -> list[int]:
+        """The slots of images that DALI fails on though each is alone."""
+        images = [
+            encoded(Ragged(np.asarray(image), np.array([0, len(image)])))
+            for image in flight.batch[self._image]
+        ]
         plan = replace(self._plan, operations=None, policy=None)
-        one = tuple(
-            inputs[name] if name == "images" else inputs[name][slot : slot + 1]
-            for name in plan.inputs()
-        )
-        told = {
-            "batch_size": 1,
-            "num_threads": 1,
-            "device_id": self._device.index,
-            "prefetch_queue_depth": 1,
-        }
-        if decode_only:
-            pipe = decoding(lambda _: one[:1], plan.gpu, **told)
-        else:
-            pipe = graph(plan, lambda _: one, **told)
-        try:
-            pipe.run()
-        except RuntimeError:
-            return False
-        return True
+        inputs = dict(zip(self._plan.inputs(), flight.inputs, strict=True))
+        feeds = [
+            tuple(
+                image if name == "images" else inputs[name][slot : slot + 1]
+                for name in plan.inputs()
+            )
+            for slot, image in enumerate(images)
+        ]
+        failing = self._alone(partial(graph, plan), feeds)
+        if len(failing) < len(feeds):
+            return failing
+        # All of them: is it the images? Not if a whole one fails too, on a GPU that is full.
+        whole = _dali.whole_jpeg()
+        images.append(encoded(whole))
+        failing = self._alone(partial(decoding, plan.gpu), [(image,) for image in images])
+        return [] if len(feeds) in failing else failing
+
+    def _alone(self, pipeline: Callable[..., Any], feeds: Sequence[tuple[Any, ...]]) -> list[int]:
+        """Which of these inputs for one image each fail in a pipeline of their own kind."""
+        failing: list[int] = []
+        given: deque[tuple[Any, ...]] = deque(maxlen=1)
+        pipe = None
+        for number, feed in enumerate(feeds):
+            given.append(feed)
+            try:
+                if pipe is None:
+                    pipe = pipeline(
+                        lambda _: given[0],
+                        batch_size=1,
+                        num_threads=1,
+                        device_id=self._device.index,
+                        prefetch_queue_depth=1,
+                    )
+                pipe.run()
+            except RuntimeError:
+                failing.append(number)
+                pipe = None  # one that has failed fails ever after
+        return failing
 
     def _built(self) -> Any:
         # DALI's own augmentations use what DALI deprecates, and it says so whatever the filter.
@@ -403,11 +450,13 @@ class ImagePipeline:
 
     def _ground(self) -> None:
         """Forget what flies; DALI has stopped before the memory it reads goes back."""
+        if os.getpid() != self._pid:
+            return  # a child after fork() has none of DALI's threads, nor memory of its own
+        if self._pipe is not None:
+            self._pipe._shutdown()  # at once: a traceback may hold it for as long as it likes
         self._pipe = None
-        if self._landed:
-            self._landed[-1].done.synchronize()
+        self._give_back(keep=0)
         self._flying.clear()
-        self._landed.clear()
         self._failure = None
 
 

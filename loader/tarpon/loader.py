@@ -204,6 +204,7 @@ class Loader:
         self._wait_s = 0.0
         self._started: float | None = None
         self._using = threading.Lock()
+        self._interrupted = False
         self._final: dict[str, Any] | None = None  # stats(), once closed
 
     # ---- iteration ---------------------------------------------------------------------------
@@ -513,6 +514,8 @@ class Loader:
             began = time.monotonic()
             slab, layouts, keys, issues = self._wait()
             self._wait_s += time.monotonic() - began
+            if self._interrupted:  # then this may be another batch than the oldest of `_asked`
+                raise TarponError("interrupted by another thread")
             columns, bad = self._decoder.columns(ask, slab, layouts, issues, keys)
             if not bad and not ask.tries:
                 break
@@ -574,6 +577,15 @@ class Loader:
         self._ahead.forget()
         if self._pid == os.getpid():
             self._engine.cancel()
+
+    def _interrupt(self) -> None:
+        """Make another thread that takes a batch give up; once it has, call `_resume`."""
+        self._interrupted = True  # first: from then on the engine is out of step with `_asked`
+        self._engine.cancel()
+
+    def _resume(self) -> None:
+        self._cancel()
+        self._interrupted = False
 
     def _check_usable(self) -> None:
         if self._pid == -1:

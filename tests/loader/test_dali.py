@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.loader.tars import photo, write_tar
 from tests.loader.test_pixels import KINDS, difference
 
 pytest.importorskip("nvidia.dali")
+from tarpon._dali_graph import graph
 from tarpon.dali import ImagePipeline
 
 FIELDS = {"jpg": tarpon.Raw("jpg;png"), "cls": tarpon.Int("cls")}
@@ -115,9 +117,8 @@ def test_dtype_mean_std_and_layout(shards: Path) -> None:
     expected = (raw - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
     for dtype, off in [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 2e-2)]:
         for last in (False, True):
-            with pipeline(
-                shards, crops="tarpon", dtype=dtype, mean=mean, std=std, channels_last=last
-            ) as fed:
+            told = {"dtype": dtype, "mean": np.array(mean), "std": std, "channels_last": last}
+            with pipeline(shards, crops="tarpon", **told) as fed:
                 image = next(iter(fed))["image"]
             assert image.dtype == getattr(torch, dtype)
             torch.testing.assert_close(image.float(), expected, atol=off, rtol=0)
@@ -144,6 +145,15 @@ def test_evaluation_covers_every_sample_once(shards: Path) -> None:
                 assert [len(batch["image"]) for batch in batches] == sizes
                 seen = torch.cat([batch["indices"][batch["valid"]] for batch in batches])
                 assert torch.equal(seen, torch.arange(103))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_for_a_gpu_the_graph_is_wired_to_it(shards: Path, train: bool) -> None:
+    """As far as that shows without one: DALI refuses pixels or draws on the wrong device here."""
+    with pipeline(shards, train=train, crops="tarpon") as fed:
+        plan = replace(fed._plan, gpu=True)
+    wired = graph(plan, lambda _: (), batch_size=4, num_threads=1, device_id=0)
+    assert [node.device for node in wired._graph_out] == ["gpu"]
 
 
 # ---- order, epochs and state -----------------------------------------------------------------
@@ -220,6 +230,19 @@ def test_state_is_a_loaders_and_counts_what_was_handed_over(shards: Path) -> Non
         pipeline(shards, loader={"seed": 4}).load_state_dict(state)
 
 
+def test_a_state_of_another_order_drops_what_flies_from_the_same_position(shards: Path) -> None:
+    with tarpon.Loader(shards, batch_size=BATCH // 2, fields=FIELDS, seed=3) as loader:
+        for _ in zip(range(2), loader, strict=False):
+            pass
+        state = loader.state_dict()
+        expected = [index for batch in loader for index in batch.indices.tolist()]
+    with pipeline(shards) as fed:
+        next(iter(fed))
+        assert fed.state_dict()["position"] == state["position"]
+        fed.load_state_dict(state)
+        assert next(iter(fed))["indices"].tolist() == expected[:BATCH]
+
+
 def test_epochs_follow_without_draining(shards: Path) -> None:
     with pipeline(shards, prefetch=3) as fed:
         list(fed)
@@ -281,6 +304,30 @@ def test_memory_that_goes_back_early_would_show(
         next(iter(fed))
 
 
+class LateEvent:
+    """Of a GPU that is not through until somebody waits for it."""
+
+    waited = False
+
+    def query(self) -> bool:
+        return self.waited
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+def test_a_gpu_that_lags_behind_holds_one_batch_of_a_ceiling(shards: Path) -> None:
+    with pipeline(shards, loader={"buffer_bytes": 2**22}) as fed:
+        epoch = iter(fed)
+        next(epoch)
+        events = [LateEvent(), LateEvent()]
+        for event in events:
+            fed._landed.append(replace(fed._flying[0], done=event))
+        next(epoch)
+        assert [event.waited for event in events] == [True, False]
+    assert events[1].waited
+
+
 def test_tensors_outlive_the_pipeline(shards: Path) -> None:
     with pipeline(shards, crops="tarpon") as fed:
         kept = list(fed)
@@ -289,8 +336,19 @@ def test_tensors_outlive_the_pipeline(shards: Path) -> None:
         assert fed.stats()["held_bytes"] > 0  # what flies
     assert same(kept, copies)
     fed.close()
+    assert fed.stats() == fed.stats()  # the rate falls no more
     with pytest.raises(ValueError, match="closed"):
         next(iter(fed))
+
+
+def test_two_threads_at_once_are_told_so(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pipeline(shards) as fed:
+        inner = ImagePipeline._next
+        monkeypatch.setattr(ImagePipeline, "_next", lambda fed: [next(iter(fed)), inner(fed)])
+        with pytest.raises(RuntimeError, match="two threads take batches from one ImagePipeline"):
+            next(iter(fed))
+        monkeypatch.undo()
+        assert len(list(fed)) == 6
 
 
 def test_a_pipeline_that_is_dropped_stops_dali_first(shards: Path) -> None:

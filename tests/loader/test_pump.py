@@ -153,6 +153,24 @@ def test_stop_ends_a_make_that_waits_and_drops_what_was_made() -> None:
     assert [ref() for ref in seen] == [None, None]
 
 
+def test_stopped_by_its_own_thread_it_ends() -> None:
+    """Where garbage is collected is where whoever forgot to stop it is found."""
+    known = threading.Event()
+
+    def make() -> int:
+        known.wait()
+        it.stop()
+        return 1
+
+    it = pump(make, 5)
+    known.set()
+    it._thread.join(60)
+    assert not it._thread.is_alive()
+    assert it._error is None
+    it.stop()
+    assert it.ready() == 0
+
+
 def test_what_was_taken_is_held_by_its_taker_alone(stopped: list[Pump[Any]]) -> None:
     class Thing:
         pass

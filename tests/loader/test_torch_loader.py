@@ -7,6 +7,7 @@ import gc
 import inspect
 import json
 import os
+import signal
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -159,9 +160,9 @@ def test_set_epoch_goes_where_a_loader_goes(
     with tarpon.Loader(shards, **OPTIONS) as theirs:
         for _, _ in zip(range(within), ours, strict=False):
             pass
-        ours.set_epoch(epoch)
+        ours.set_epoch(np.int64(epoch))  # type: ignore[arg-type]
         theirs.set_epoch(epoch)
-        assert ours.state_dict() == theirs.state_dict()
+        assert json.dumps(ours.state_dict()) == json.dumps(theirs.state_dict())
         for a, b in zip(ours, theirs, strict=True):
             assert same(a, b)
     with pytest.raises(ValueError, match="epoch=-1"):
@@ -233,6 +234,43 @@ def test_an_interrupted_take_loses_no_batch(
     assert ours._pump is not None
     ours._pump.take()  # and Ctrl-C before anything was done with it
     assert found + indices(ours) == expected
+
+
+def test_ctrl_c_while_it_stops_its_thread_is_no_end(
+    shards: Path, make: Callable[..., TorchLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = make()
+    with tarpon.Loader(shards, **OPTIONS) as theirs:
+        expected = [batch.indices.tolist() for batch in theirs]
+    found = [next(iter(ours))["indices"].tolist()]
+    assert ours._pump is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(ours._pump._thread, "join", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            ours.set_epoch(1)
+    assert found + indices(ours) == expected
+
+
+def test_a_thread_that_is_interrupted_blames_no_sample(tmp_path: Path) -> None:
+    """What the engine gives after that is of another batch than the one that was asked for."""
+    write_tar(tmp_path / "bad.tar", [*samples(range(25)), ("bad.cls", b"x"), ("bad.jpg", b"")])
+    options = OPTIONS | {"batch_size": 9, "shuffle": False, "last": "keep"}
+    with tarpon.Loader(tmp_path, **options, on_bad_sample="substitute") as loader:
+        ask = loader._ask
+
+        def interrupted(epoch: int, start: int) -> None:
+            if start == 18:  # the last batch, with the bad sample, comes after it
+                loader._interrupt()
+            ask(epoch, start)
+
+        loader._ask = interrupted  # type: ignore[method-assign, assignment]
+        with pytest.raises(tarpon.TarponError, match="interrupted by another thread"):
+            next(iter(loader))
+        assert loader.stats()["bad_samples"] == []
+        loader._ask = ask  # type: ignore[method-assign]
+        loader._resume()
+        found = [index for batch in loader for index in batch.indices.tolist()]
+        assert found == [*range(25), 0]
 
 
 # ---- transform -------------------------------------------------------------------------------
@@ -433,15 +471,20 @@ def test_a_pause_longer_than_the_timeout_is_no_failure(make: Callable[..., Torch
     assert len(indices(loader)) == STEPS - 2
 
 
-def test_dropped_without_close_it_leaves_no_thread_and_no_loader(shards: Path) -> None:
-    loader = TorchLoader(shards, device="cpu", **OPTIONS)
+def test_dropped_without_close_it_leaves_no_thread_and_a_ready_loader(shards: Path) -> None:
+    ready = tarpon.Loader(shards, **OPTIONS)
+    loader = TorchLoader(ready, device="cpu")
     next(iter(loader))
+    settle(loader)
     assert loader._pump is not None
     thread = loader._pump._thread
     assert thread.is_alive()
     del loader
     gc.collect()
     assert not thread.is_alive()
+    ready.set_epoch(0)
+    with ready, tarpon.Loader(shards, **OPTIONS) as theirs:
+        assert [b.indices.tolist() for b in ready] == [b.indices.tolist() for b in theirs]
 
 
 def test_close_is_final_and_keeps_the_figures(make: Callable[..., TorchLoader]) -> None:

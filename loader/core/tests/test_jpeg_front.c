@@ -59,6 +59,21 @@ static void no_prefix_passes_for_whole(void)
     free(bytes);
 }
 
+/* A camera's file has a thumbnail in its header, with an end of its own. */
+static void a_thumbnails_end_is_not_the_files(void)
+{
+    static const uint8_t thumbnail[] = "Exif\0\0\xff\xd8 a thumbnail \xff\xd9";
+    struct tp_jpeg_front front;
+    uint8_t             *bytes;
+    struct making        made = photo;
+    made.app1 = thumbnail;
+    made.app1_size = sizeof thumbnail - 1;
+    const size_t size = make_jpeg(&made, &bytes);
+    CHECK(look(bytes, size, &front) == TP_OK && front.ends);
+    CHECK(look(bytes, size - 2, &front) == TP_OK && !front.ends);
+    free(bytes);
+}
+
 static void what_follows_the_end_is_ignored(void)
 {
     struct tp_jpeg_front front;
@@ -86,6 +101,7 @@ int main(void)
     sizes_are_those_of_the_turned_image();
     only_exif_turns();
     no_prefix_passes_for_whole();
+    a_thumbnails_end_is_not_the_files();
     what_follows_the_end_is_ignored();
     what_is_no_jpeg_is_refused();
     return 0;
