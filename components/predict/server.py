@@ -192,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, least in (("concurrency", 1), ("queue", 0), ("max_images", 1), ("max_body_mb", 1)):
         if getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')}: expected {least} or more")
+    if not 0 <= options.port <= 65535:  # the system would take it modulo 65,536
+        parser.error(f"--port {options.port}: expected 0 to 65535")
     handler = Handler(
         options.model,
         name=options.name,
@@ -202,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         address = bound(options.host, options.port)  # before the model, which may take a while
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         print(
             f"predict.handler: --host {options.host} --port {options.port}: {error}, expected a "
             "free port of this machine; choose another",

@@ -54,19 +54,23 @@ class Pump(Generic[T]):
         self._thread.start()
 
     def take(self) -> T:
-        """The oldest thing made and not taken; waits for it. Ctrl-C interrupts the wait."""
+        """The oldest thing made and not taken; waits for it. Ctrl-C interrupts the wait.
+
+        Raises:
+            RuntimeError: The pump was stopped, by another thread.
+            Otherwise what `make` raised.
+        """
         with self._changed:
             self._awaited = True
             try:
-                while not self._made and self._error is None:
+                while not (self._made or self._error or self.stopped):
                     self._changed.wait()
             finally:
                 self._awaited = False
             if self._made:
                 self._changed.notify_all()
                 return self._made.popleft()
-            assert self._error is not None
-            raise self._error
+            raise self._error or RuntimeError("the pump was stopped")
 
     def ready(self) -> int:
         """How many are made and not taken."""

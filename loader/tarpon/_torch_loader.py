@@ -174,7 +174,9 @@ class TorchLoader:
                 del made
                 self._halt()
                 made = self._running().take()
-        except Exception:
+        except Exception as error:
+            if self._pid == -1:  # by another thread, under us
+                raise ValueError("the loader is closed") from error
             self._halt()  # it stands at the batch that failed, and so do we
             raise
         finally:
@@ -245,11 +247,12 @@ class TorchLoader:
 
     def close(self) -> None:
         """Stop the thread and close the loader. Batches handed over stay valid. Safe to repeat."""
+        mine = os.getpid() == self._pid
+        self._pid = -1  # first: a thread that waits for a batch is told why it gets none
         self._stop()
-        if os.getpid() == self._pid:
+        if mine:
             self._final = self.stats()
         self._loader.close()
-        self._pid = -1
 
     def __enter__(self) -> Self:
         return self

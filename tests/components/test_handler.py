@@ -300,6 +300,8 @@ def test_a_taken_port_is_said_and_ctrl_c_is_heard_while_the_model_is_fetched(
 
     monkeypatch.setattr(Handler, "load", interrupted)
     assert server.main(["--model", "models:/nobody@champion", "--port", "0"]) == 130
+    with pytest.raises(SystemExit):
+        server.main(["--model", "models:/nobody@champion", "--port", "80930"])
 
 
 def until(condition: Any) -> None:

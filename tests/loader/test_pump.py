@@ -168,7 +168,8 @@ def test_stopped_by_its_own_thread_it_ends() -> None:
     assert not it._thread.is_alive()
     assert it._error is None
     it.stop()
-    assert it.ready() == 0
+    with pytest.raises(RuntimeError, match="the pump was stopped"):
+        it.take()
 
 
 def test_what_was_taken_is_held_by_its_taker_alone(stopped: list[Pump[Any]]) -> None:

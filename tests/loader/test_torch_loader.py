@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import signal
+import threading
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -503,6 +504,30 @@ def test_close_is_final_and_keeps_the_figures(make: Callable[..., TorchLoader]) 
     assert repr(loader) == (
         "<tarpon.torch.TorchLoader on cpu, 103 samples, 10 batches, epoch 0, prefetch 2>"
     )
+
+
+def test_closed_by_another_thread_whoever_waits_is_told(make: Callable[..., TorchLoader]) -> None:
+    go, told = threading.Event(), []
+    loader = make(transform=lambda batch: go.wait(60) and batch["none"])
+
+    def consume() -> None:
+        try:
+            next(iter(loader))
+        except Exception as error:
+            told.append(str(error))
+
+    waits = threading.Thread(target=consume, daemon=True)
+    waits.start()
+    until(lambda: loader._pump is not None and loader._pump._awaited)
+    assert loader._pump is not None
+    pump = loader._pump
+    closes = threading.Thread(target=loader.close)
+    closes.start()
+    until(lambda: pump.stopped)
+    go.set()
+    for thread in (closes, waits):
+        thread.join(20)
+    assert told == ["the loader is closed"]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
