@@ -67,7 +67,7 @@ def assert_same_weights(one: run.TrainReport, other: run.TrainReport) -> None:
 
 @pytest.fixture
 def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the export of the model and the pictures, which take longer than such a training."""
+    """Leave out the model's export and the pictures, which take longer than such a training."""
     monkeypatch.setattr(run._Training, "_log_model", lambda *_: "models:/m-none")
     monkeypatch.setattr(run._Training, "_log_samples", lambda *_: None)
 
