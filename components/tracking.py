@@ -125,10 +125,7 @@ def open_run(
             run_id = _new_run(client, _experiment_id(client, experiment), made)
         elif marks:
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in marks.items()])
-        os.environ.pop("MLFLOW_RUN_ID", None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a GPU library it looks for warns that it has moved
-            mlflow.start_run(run_id=run_id, log_system_metrics=system_metrics and _has("psutil"))
+        _start(run_id, system_metrics=system_metrics)
 
     try:
         patiently(start, patience_s=patience_s)
@@ -153,12 +150,24 @@ def open_run(
         if not is_away(error):
             _require_run(client, run_id)  # deleted meanwhile: then it is no bug of ours
             raise
-        raise TrackingError(
-            f"mlflow at {server()}: went away ({reason(error)}), expected it to take what run "
-            f"{run_id} still has to log; run the same command again"
-        ) from None
+        raise _went_away(run_id, error) from None
     finally:
         _end_run(client, run_id, status, patience_s)
+
+
+def _start(run_id: str, *, system_metrics: bool) -> None:
+    """Make a run that there is the active one of MLflow's fluent calls."""
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a GPU library it looks for warns that it has moved
+        mlflow.start_run(run_id=run_id, log_system_metrics=system_metrics and _has("psutil"))
+
+
+def _went_away(run_id: str, error: MlflowException) -> TrackingError:
+    return TrackingError(
+        f"mlflow at {server()}: went away ({reason(error)}), expected it to take what run "
+        f"{run_id} still has to log; run the same command again"
+    )
 
 
 def _injected(client: mlflow.MlflowClient, run_id: str) -> str:

@@ -41,12 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
             return launch.launch(arguments, processes)
         launch.die_with_launcher()
         return _work(task, options, given)
-    except StopRequested as stop:
+    except KeyboardInterrupt as error:
+        # One that is none of ours came while modules were imported: there was nothing to save.
+        stop = error if isinstance(error, StopRequested) else StopRequested("SIGINT", "")
         if first:
             print(f"train: {stop}", file=sys.stderr)
         return EXIT_CODES[stop.signal_name]
-    except KeyboardInterrupt:  # while modules were imported; there was nothing to save
-        return EXIT_CODES["SIGINT"]
     except (ExecutorInputError, SettingsError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1

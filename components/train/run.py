@@ -124,8 +124,8 @@ def train(
     Raises:
         OneClassError, UnprovenDatasetError, EmptySplitError, DeviceError, SettingsError,
             UnknownModelError, DaliMissingError, CheckpointMismatchError: It cannot begin.
-        NonFiniteLossError: The loss blew up; the run is FAILED.
-        OutOfMemoryError: A step does not fit into the device's memory.
+        NonFiniteLossError: The loss blew up; the state before is saved, and the run is FAILED.
+        OutOfMemoryError: A step, or the network, does not fit into the device's memory.
         RanksError: Another rank ended.
         StopRequested: SIGTERM or Ctrl-C; a checkpoint is saved and the run is KILLED.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any, Self
@@ -51,11 +53,14 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._on_signal)
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._previous:
+            sys.unraisablehook = self._hook
 
     def hear_at_once(self, checkpoint: str) -> None:
         """Raise StopRequested wherever the main thread is when a signal comes, or came before.
@@ -79,6 +84,15 @@ class StopSignals:
                 self._raise()
         elif self._at_once:
             self._raise()
+
+    def _on_unraisable(self, what: sys.UnraisableHookArgs) -> None:
+        """Try again shortly: Python drops what is raised in `__del__` or in a weak reference's
+        callback, of which every import has some."""
+        if isinstance(what.exc_value, StopRequested):
+            number, self.requested = signal.Signals[self.requested], ""
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        else:
+            self._hook(what)
 
     def _raise(self) -> None:
         raise StopRequested(self.requested, self._checkpoint)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SETTINGS = {"epochs": 4, "batch_size": 8, "image_size": 16, "lr": 0.01, "threads": 1}
+STEPS = 16  # 4 epochs of 36 // 8 batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +94,12 @@ def copy_of_trained(trained: Trained, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.chdir(tmp_path)
     return Trained(folder=tmp_path, dataset_url=trained.dataset_url, report=trained.report)
+
+
+@pytest.fixture
+def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the model's export and the pictures, which take longer than such a training."""
+    from components.train import run
+
+    monkeypatch.setattr(run._Training, "_log_model", lambda *_: "models:/m-none")
+    monkeypatch.setattr(run._Training, "_log_samples", lambda *_: None)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,17 @@ def test_a_signal_ends_the_wait_for_an_absent_tracking_server() -> None:
         send(signal.SIGTERM)  # while it stops: nothing more to do
         with pytest.raises(StopRequested, match="by SIGTERM"):
             send(signal.SIGINT)  # somebody does not want to wait
+
+
+def test_a_signal_that_comes_where_python_drops_exceptions_is_heard_all_the_same() -> None:
+    class Dropped:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)
+
+    with StopSignals() as stop:
+        stop.hear_at_once("")
+        with pytest.raises(StopRequested):
+            time.sleep(0 * id(Dropped()) + 60)
 
 
 def test_between_steps_a_signal_is_noted_and_not_forgotten() -> None:
