@@ -55,7 +55,8 @@ def test_the_run_says_what_was_trained_on_what(trained: Trained) -> None:
     assert sorted(inputs) == ["training", "validation"]
     assert {item.digest for item in inputs.values()} == {version.digest[:36]}
     files = {item.path for item in client.list_artifacts(trained.report.run_id)}
-    assert {"config.json", "curves.png", "samples"} <= files
+    assert {"config.json", "overrides.json", "curves.png", "samples"} <= files
+    assert "overrides" not in found.data.params
 
 
 def test_every_step_and_epoch_is_logged_once(trained: Trained) -> None:
