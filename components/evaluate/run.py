@@ -17,14 +17,17 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import nn
 
 from components import figures, loading, logged_model, manifest, tracking
 from components.logged_model import ModelMismatchError
 from components.manifest import Manifest
+from components.patience import is_away, reason, server
 from components.progress import track
 from components.report import Report
+from components.sending import RunGoneError, find_run
 
 _log = logging.getLogger(__name__)
 
@@ -88,8 +91,8 @@ def evaluate(
     dataset_url: str,
     *,
     model_uri: str,
-    run_id: str,
     output: str,
+    run_id: str | None = None,
     batch_size: int = 256,
     device: str = "auto",
     device_option: str = "--device",
@@ -101,23 +104,24 @@ def evaluate(
     Args:
         dataset_url: The folder of a dataset version.
         model_uri: The logged model, `models:/m-...`, as the train step reports it.
-        run_id: The run that trained it.
         output: A local folder for `FILES`.
+        run_id: The run that trained it, which gets the figures; None asks MLflow.
         device_option: How whoever chose the device calls that option, for messages.
         champion_of: A registered model: measure its champion on the same samples as well, if it
             has not been already, so that the gate compares like with like.
 
     Raises:
         EmptySplitError: The test split has no samples.
-        ModelMismatchError: The model was trained on other classes.
-        TrackingError: MLflow has no such model.
+        ModelMismatchError: The model was trained on other classes, or by another run.
+        TrackingError: MLflow has no such model, or its run no more.
     """
     version = manifest.read(dataset_url)
     picked = loading.pick_device(device, cuda=torch.cuda.device_count(), where=device_option)
     client = tracking.connect()
     model_id = tracking.model_id_of(model_uri)
+    owner = tracking.patiently(lambda: _run_of(client, model_uri, model_id, run_id))
     scores = _score(version, model_uri, batch_size=batch_size, device=picked, threads=threads)
-    report = _report(version, scores, model_uri, run_id)
+    report = _report(version, scores, model_uri, owner)
     if champion_of is not None:
         found = report
         champion = tracking.patiently(lambda: _champion(client, champion_of, found))
@@ -127,10 +131,36 @@ def evaluate(
     _write_files(Path(output), version, report, scores)
     measured = report
     tracking.patiently(
-        lambda: _log_to_run(client, run_id, model_id, version, measured, Path(output))
+        lambda: _log_to_run(client, owner, model_id, version, measured, Path(output))
     )
     _log.info("test accuracy %.4f on %d samples", report.accuracy, report.samples)
     return report
+
+
+def _run_of(client: mlflow.MlflowClient, model_uri: str, model_id: str, asked: str | None) -> str:
+    """The run that trained the model: no other may get its figures."""
+    try:
+        found = str(client.get_logged_model(model_id).source_run_id or "")
+    except MlflowException as error:
+        if is_away(error):
+            raise
+        raise tracking.TrackingError(
+            f"{model_uri}: not found in {server()} ({reason(error)}), expected the model that "
+            "train logged; check MLFLOW_TRACKING_URI"
+        ) from error
+    if asked is not None and asked != found:
+        raise ModelMismatchError(
+            f"run {asked}: expected the run that trained {model_uri}, which is {found or 'none'}; "
+            "leave the run out, or give the model of that run"
+        )
+    try:
+        find_run(client, found)
+    except RunGoneError as error:
+        raise tracking.TrackingError(
+            f"{model_uri}: {error}, expected the run that trained it, to log to; restore it with "
+            f"mlflow runs restore --run-id {found}, or train again"
+        ) from error
+    return found
 
 
 def _score(

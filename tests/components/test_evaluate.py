@@ -120,11 +120,27 @@ def test_a_model_that_is_not_there(
 ) -> None:
     with pytest.raises(mlflow_seam.TrackingError, match=r"expected models:/m-\.\.\."):
         evaluate(copy_of_trained, model_uri="runs:/abc/model")
-    arguments = ["--dataset", copy_of_trained.dataset_url, "--run-id", "x", "--output", "out"]
+    arguments = ["--dataset", copy_of_trained.dataset_url, "--output", "out"]
     assert command.main([*arguments, "--model-uri", "models:/m-none"]) == 1
-    assert capsys.readouterr().err.startswith("evaluate: models:/m-none: cannot be loaded from")
+    assert capsys.readouterr().err.startswith("evaluate: models:/m-none: not found in sqlite:")
     assert command.main([*arguments, "--model-uri", "models:/m-none", "--device", "tpu"]) == 1
     assert "evaluate: --device='tpu': expected auto" in capsys.readouterr().err
+
+
+def test_no_run_but_the_models_own_gets_its_figures(
+    copy_of_trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, uri = copy_of_trained.report.run_id, copy_of_trained.report.model_uri
+    arguments = ["--dataset", copy_of_trained.dataset_url, "--output", "out", "--model-uri", uri]
+    assert command.main([*arguments, "--run-id", "nope"]) == 1
+    assert f"evaluate: run nope: expected the run that trained {uri}, which is {ours};" in (
+        capsys.readouterr().err
+    )
+    assert command.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["run_id"] == ours
+    client_of(copy_of_trained).delete_run(ours)
+    assert command.main(arguments) == 1
+    assert f"run {ours}: found it deleted, expected the run that" in capsys.readouterr().err
 
 
 def test_the_champion_is_measured_on_the_same_samples_once(
