@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import heapq
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import torch
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import nn
 
 from components import figures, loading, logged_model, manifest, tracking
+from components.evaluate.met import met_by
 from components.logged_model import ModelMismatchError
 from components.manifest import Manifest
 from components.patience import is_away, reason, server
@@ -49,9 +52,14 @@ class EvaluateReport(Report):
         classes: Class names, in the order of `confusion` and `per_class`.
         confusion: Counts; rows are true classes, columns predicted ones.
         per_class: precision, recall, f1 and support by class.
-        champion_version: The registered champion that was measured on the same samples; an empty
-            string where there is none or it cannot be compared, which `champion_note` explains.
-        champion_accuracy: Its accuracy here.
+        champion_version: The registered champion that was measured as well; an empty string where
+            there is none or it cannot be measured, which `champion_note` explains.
+        champion_met: Test samples that it was trained or validated on, in an older version of the
+            dataset; the two models are compared on the others. `champion_note` says where that
+            cannot be known: then they are compared on all.
+        champion_accuracy, compared_accuracy: The champion's and this model's on the samples
+            compared; None where none are left.
+        compared_digest: Names these, as `test_digest` names all.
     """
 
     run_id: str
@@ -69,6 +77,9 @@ class EvaluateReport(Report):
     champion_version: str = ""
     champion_accuracy: float | None = None
     champion_note: str = ""
+    champion_met: int = 0
+    compared_accuracy: float | None = None
+    compared_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +94,15 @@ class _Scores:
     """(loss, true class, predicted class, its probability, image), the largest loss first."""
 
     @property
-    def accuracy(self) -> float:
-        return float((self.truth == self.predicted).mean())
+    def right(self) -> np.ndarray:
+        found: np.ndarray = self.truth == self.predicted
+        return found
+
+    def digest(self, version: Manifest, chosen: np.ndarray) -> str:
+        """Names the chosen samples and their labels."""
+        labels = (version.classes[truth] for truth in self.truth)
+        lines = zip(self.keys, labels, chosen, strict=True)
+        return manifest.digest(("test", key, label) for key, label, wanted in lines if wanted)
 
 
 def evaluate(
@@ -108,7 +126,8 @@ def evaluate(
         run_id: The run that trained it, which gets the figures; None asks MLflow.
         device_option: How whoever chose the device calls that option, for messages.
         champion_of: A registered model: measure its champion on the same samples as well, if it
-            has not been already, so that the gate compares like with like.
+            has not been already, so that the gate compares like with like: on those that neither
+            was trained on.
 
     Raises:
         EmptySplitError: The test split has no samples.
@@ -123,11 +142,10 @@ def evaluate(
     scores = _score(version, model_uri, batch_size=batch_size, device=picked, threads=threads)
     report = _report(version, scores, model_uri, owner)
     if champion_of is not None:
-        found = report
-        champion = tracking.patiently(lambda: _champion(client, champion_of, found))
-        if champion.champion_version and champion.champion_accuracy is None:
-            champion = _measure_champion(client, champion, champion_of, version, batch_size, picked)
-        report = champion
+        score = functools.partial(
+            _score, version, batch_size=batch_size, device=picked, threads=threads
+        )
+        report = _beside_champion(client, champion_of, version, report, scores, score)
     _write_files(Path(output), version, report, scores)
     measured = report
     tracking.patiently(
@@ -214,8 +232,6 @@ def _score(
 
 def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> EvaluateReport:
     classes = list(version.classes)
-    labels = (classes[truth] for truth in scores.truth)
-    lines = (("test", key, label) for key, label in zip(scores.keys, labels, strict=True))
     ticks = range(len(classes))
     table: dict[str, Any] = classification_report(
         scores.truth,
@@ -231,9 +247,9 @@ def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> 
         model_uri=model_uri,
         dataset_url=version.url,
         dataset_digest=version.digest,
-        test_digest=manifest.digest(lines),
+        test_digest=scores.digest(version, np.ones(len(scores.keys), bool)),
         samples=len(scores.keys),
-        accuracy=scores.accuracy,
+        accuracy=float(scores.right.mean()),
         loss=scores.loss,
         macro_f1=float(table["macro avg"]["f1-score"]),
         classes=classes,
@@ -245,39 +261,67 @@ def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> 
     )
 
 
-def _champion(client: mlflow.MlflowClient, name: str, report: EvaluateReport) -> EvaluateReport:
-    """The report with the champion's version, and its accuracy here where that is known."""
-    champion = tracking.champion(client, name)
+def _beside_champion(
+    client: mlflow.MlflowClient,
+    name: str,
+    version: Manifest,
+    report: EvaluateReport,
+    scores: _Scores,
+    score: Callable[[str], _Scores],
+) -> EvaluateReport:
+    """The report with both models' accuracy on the test samples that neither has met."""
+    champion = tracking.patiently(lambda: tracking.champion(client, name))
     if champion is None or champion.source == report.model_uri:
         return report
-    return dataclasses.replace(
-        report,
-        champion_version=str(champion.version),
-        champion_accuracy=logged_model.accuracy_of(champion, report.test_digest),
+    met = tracking.patiently(lambda: met_by(client, champion, version, scores.keys))
+    chosen = np.array([key not in met.keys for key in scores.keys])
+    who = f"champion version {champion.version}"
+    report = dataclasses.replace(
+        report, champion_version=str(champion.version), champion_met=int((~chosen).sum())
     )
+    if met.unknown:
+        note = f"{who} may have been trained on some of the test samples: {met.unknown}"
+        _log.warning("%s; it is compared on all of them", note)
+        report = dataclasses.replace(report, champion_note=note)
+    if report.champion_met:
+        _log.warning(
+            "%s was trained or validated on %d of the %d test samples: left out in comparing it",
+            who, report.champion_met, report.samples,
+        )  # fmt: skip
+    if not chosen.any():
+        return report
+    digest = scores.digest(version, chosen)
+    report = dataclasses.replace(
+        report,
+        compared_accuracy=float(scores.right[chosen].mean()),
+        compared_digest=digest,
+        champion_accuracy=logged_model.accuracy_of(champion, digest),
+    )
+    if report.champion_accuracy is not None:
+        return report
+    return _measure_champion(client, champion, report, chosen, score)
 
 
 def _measure_champion(
     client: mlflow.MlflowClient,
+    champion: ModelVersion,
     report: EvaluateReport,
-    name: str,
-    version: Manifest,
-    batch_size: int,
-    device: str,
+    chosen: np.ndarray,
+    score: Callable[[str], _Scores],
 ) -> EvaluateReport:
     """Measure a champion that never met these test samples; its version keeps the result."""
-    number = report.champion_version
-    found = tracking.patiently(lambda: client.get_model_version(name, number))
-    source = str(found.source)
+    number, name = report.champion_version, champion.name
     _log.info("measuring the champion, version %s of %r, on the same samples", number, name)
     try:
-        scores = _score(version, source, batch_size=batch_size, device=device, threads=None)
+        scores = score(str(champion.source))
     except (ModelMismatchError, tracking.TrackingError) as error:
         return dataclasses.replace(report, champion_version="", champion_note=str(error))
-    tag = tracking.accuracy_tag(report.test_digest)
-    accuracy = repr(scores.accuracy)
-    tracking.patiently(lambda: client.set_model_version_tag(name, number, tag, accuracy))
-    return dataclasses.replace(report, champion_accuracy=scores.accuracy)
+    accuracy, tag = (
+        float(scores.right[chosen].mean()),
+        tracking.accuracy_tag(report.compared_digest),
+    )
+    tracking.patiently(lambda: client.set_model_version_tag(name, number, tag, repr(accuracy)))
+    return dataclasses.replace(report, champion_accuracy=accuracy)
 
 
 def _write_files(folder: Path, version: Manifest, report: EvaluateReport, scores: _Scores) -> None:
