@@ -315,11 +315,16 @@ def _measure_champion(
     try:
         scores = score(str(champion.source))
     except (ModelMismatchError, tracking.TrackingError) as error:
-        return dataclasses.replace(report, champion_version="", champion_note=str(error))
-    accuracy, tag = (
-        float(scores.right[chosen].mean()),
-        tracking.accuracy_tag(report.compared_digest),
-    )
+        return dataclasses.replace(
+            report,
+            champion_version="",
+            champion_note=str(error),
+            champion_met=0,
+            compared_accuracy=None,
+            compared_digest="",
+        )
+    accuracy = float(scores.right[chosen].mean())
+    tag = tracking.accuracy_tag(report.compared_digest)
     tracking.patiently(lambda: client.set_model_version_tag(name, number, tag, repr(accuracy)))
     return dataclasses.replace(report, champion_accuracy=accuracy)
 

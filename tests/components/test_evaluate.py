@@ -234,6 +234,7 @@ def test_a_champion_that_cannot_be_measured_is_passed_over_and_said(
     client.set_registered_model_alias("blobs", "champion", "1")
     report = evaluate(copy_of_trained, champion_of="blobs")
     assert (report.champion_version, report.champion_accuracy) == ("", None)
+    assert (report.compared_digest, report.compared_accuracy) == ("", None)
     assert "/gone: cannot be loaded from" in report.champion_note
 
 
