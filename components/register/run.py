@@ -148,13 +148,10 @@ def _register(
 ) -> RegisterReport:
     digest = test_digest or _digest_of(client, run_id)
     _require_logged(client, model_uri)
-    champion = _champion(client, name)
-    if comparison is None or champion is None or comparison.champion != champion.number:
-        comparison = None  # another one is champion by now
     tags = {
-        "test_left_out": str(comparison.met if comparison else 0),
         "test_accuracy": repr(accuracy),
         "test_digest": digest,
+        "test_left_out": str(comparison.met if comparison else 0),
         tracking.accuracy_tag(digest): repr(accuracy),
         **tracking.dataset_tags(version),
     }
@@ -167,7 +164,7 @@ def _register(
         test_digest=digest,
         min_accuracy=min_accuracy,
         margin=margin,
-        champion=champion,
+        champion=_champion(client, name),
         comparison=comparison,
         model_uri=model_uri,
         classes=list(version.classes),
@@ -224,7 +221,7 @@ def decide(
     model_uri: str,
     classes: list[str],
 ) -> tuple[str, str]:
-    """The alias and the reason; touches nothing. `comparison` is with this very champion."""
+    """The alias and the reason; touches nothing."""
     if not 0 <= accuracy <= 1:
         return NONE, f"refused: accuracy {accuracy} is no number of 0 to 1; evaluate it again"
     if accuracy < min_accuracy:
@@ -255,7 +252,7 @@ def _beside(
 ) -> tuple[str, str]:
     """The same for a champion of the same classes: who is better on samples it has not met."""
     who, where = f"champion version {champion.number}", ""
-    if comparison is not None:
+    if comparison is not None and comparison.champion == champion.number:  # who still is it
         if comparison.accuracy is None:
             return CHALLENGER, (
                 f"challenger: {who} was trained or validated on all {comparison.met} test samples, "

@@ -123,7 +123,10 @@ def test_the_champion_is_beaten_on_the_samples_it_has_not_met(
     )
     found = client.get_model_version("blobs", "2")
     assert (found.tags["test_left_out"], found.description) == ("13", report.reason)
-    assert register(client, url, 0.7, comparison=beside(0.8, met=13)).alias == "champion"
+    model = logged(client) | {"comparison": beside(0.8, met=13)}
+    assert register(client, url, 0.7, **model).alias == "champion"
+    assert register(client, url, 0.7, **model).alias == "champion"
+    assert client.get_model_version("blobs", "3").tags["test_left_out"] == "13"
     # Of who was champion before this says nothing about who is now.
     assert register(client, url, 0.6, comparison=beside(0.8, met=13)).alias == "challenger"
 
