@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _by_hand(parser: argparse.ArgumentParser, options: argparse.Namespace) -> run.EvaluateReport:
-    missing = [f"--{n}" for n in ("dataset", "model-uri", "run-id", "output")
+    missing = [f"--{n}" for n in ("dataset", "model-uri", "output")
                if getattr(options, n.replace("-", "_")) is None]  # fmt: skip
     if missing:
         parser.error(f"give {', '.join(missing)}, or --executor-input")
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--executor-input", metavar="JSON", help="what KFP's launcher passes")
     parser.add_argument("--dataset", metavar="URL", help="folder of a published dataset version")
     parser.add_argument("--model-uri", help="models:/m-..., as train reports it")
-    parser.add_argument("--run-id", help="MLflow run that trained the model")
+    parser.add_argument("--run-id", help="MLflow run that trained the model; default: MLflow knows")
     parser.add_argument("--output", metavar="DIR", help="folder for the report and the figures")
     parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import heapq
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import torch
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import nn
 
 from components import figures, loading, logged_model, manifest, tracking
+from components.evaluate.met import met_by
 from components.logged_model import ModelMismatchError
 from components.manifest import Manifest
+from components.patience import is_away, reason, server
 from components.progress import track
 from components.report import Report
+from components.sending import RunGoneError, find_run
 
 _log = logging.getLogger(__name__)
 
@@ -46,9 +52,14 @@ class EvaluateReport(Report):
         classes: Class names, in the order of `confusion` and `per_class`.
         confusion: Counts; rows are true classes, columns predicted ones.
         per_class: precision, recall, f1 and support by class.
-        champion_version: The registered champion that was measured on the same samples; an empty
-            string where there is none or it cannot be compared, which `champion_note` explains.
-        champion_accuracy: Its accuracy here.
+        champion_version: The registered champion that was measured as well; an empty string where
+            there is none or it cannot be measured, which `champion_note` explains.
+        champion_met: Test samples that it was trained or validated on, in an older version of the
+            dataset; the two models are compared on the others. `champion_note` says where that
+            cannot be known: then they are compared on all.
+        champion_accuracy, compared_accuracy: The champion's and this model's on the samples
+            compared; None where none are left.
+        compared_digest: Names these, as `test_digest` names all.
     """
 
     run_id: str
@@ -66,6 +77,9 @@ class EvaluateReport(Report):
     champion_version: str = ""
     champion_accuracy: float | None = None
     champion_note: str = ""
+    champion_met: int = 0
+    compared_accuracy: float | None = None
+    compared_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,16 +94,23 @@ class _Scores:
     """(loss, true class, predicted class, its probability, image), the largest loss first."""
 
     @property
-    def accuracy(self) -> float:
-        return float((self.truth == self.predicted).mean())
+    def right(self) -> np.ndarray:
+        found: np.ndarray = self.truth == self.predicted
+        return found
+
+    def digest(self, version: Manifest, chosen: np.ndarray) -> str:
+        """Names the chosen samples and their labels."""
+        labels = (version.classes[truth] for truth in self.truth)
+        lines = zip(self.keys, labels, chosen, strict=True)
+        return manifest.digest(("test", key, label) for key, label, wanted in lines if wanted)
 
 
 def evaluate(
     dataset_url: str,
     *,
     model_uri: str,
-    run_id: str,
     output: str,
+    run_id: str | None = None,
     batch_size: int = 256,
     device: str = "auto",
     device_option: str = "--device",
@@ -101,36 +122,63 @@ def evaluate(
     Args:
         dataset_url: The folder of a dataset version.
         model_uri: The logged model, `models:/m-...`, as the train step reports it.
-        run_id: The run that trained it.
         output: A local folder for `FILES`.
+        run_id: The run that trained it, which gets the figures; None asks MLflow.
         device_option: How whoever chose the device calls that option, for messages.
         champion_of: A registered model: measure its champion on the same samples as well, if it
-            has not been already, so that the gate compares like with like.
+            has not been already, so that the gate compares like with like: on those that neither
+            was trained on.
 
     Raises:
         EmptySplitError: The test split has no samples.
-        ModelMismatchError: The model was trained on other classes.
-        TrackingError: MLflow has no such model.
+        ModelMismatchError: The model was trained on other classes, or by another run.
+        TrackingError: MLflow has no such model, or its run no more.
     """
     version = manifest.read(dataset_url)
     picked = loading.pick_device(device, cuda=torch.cuda.device_count(), where=device_option)
     client = tracking.connect()
     model_id = tracking.model_id_of(model_uri)
+    owner = tracking.patiently(lambda: _run_of(client, model_uri, model_id, run_id))
     scores = _score(version, model_uri, batch_size=batch_size, device=picked, threads=threads)
-    report = _report(version, scores, model_uri, run_id)
+    report = _report(version, scores, model_uri, owner)
     if champion_of is not None:
-        found = report
-        champion = tracking.patiently(lambda: _champion(client, champion_of, found))
-        if champion.champion_version and champion.champion_accuracy is None:
-            champion = _measure_champion(client, champion, champion_of, version, batch_size, picked)
-        report = champion
+        score = functools.partial(
+            _score, version, batch_size=batch_size, device=picked, threads=threads
+        )
+        report = _beside_champion(client, champion_of, version, report, scores, score)
     _write_files(Path(output), version, report, scores)
     measured = report
     tracking.patiently(
-        lambda: _log_to_run(client, run_id, model_id, version, measured, Path(output))
+        lambda: _log_to_run(client, owner, model_id, version, measured, Path(output))
     )
     _log.info("test accuracy %.4f on %d samples", report.accuracy, report.samples)
     return report
+
+
+def _run_of(client: mlflow.MlflowClient, model_uri: str, model_id: str, asked: str | None) -> str:
+    """The run that trained the model: no other may get its figures."""
+    try:
+        found = str(client.get_logged_model(model_id).source_run_id or "")
+    except MlflowException as error:
+        if is_away(error):
+            raise
+        raise tracking.TrackingError(
+            f"{model_uri}: not found in {server()} ({reason(error)}), expected the model that "
+            "train logged; check MLFLOW_TRACKING_URI"
+        ) from error
+    if asked is not None and asked != found:
+        raise ModelMismatchError(
+            f"run {asked}: expected the run that trained {model_uri}, which is {found or 'none'}; "
+            "leave the run out, or give the model of that run"
+        )
+    try:
+        find_run(client, found)
+    except RunGoneError as error:
+        raise tracking.TrackingError(
+            f"{model_uri}: {error}, expected the run that trained it, to log to; restore it with "
+            f"mlflow runs restore --run-id {found}, or train again"
+        ) from error
+    return found
 
 
 def _score(
@@ -184,8 +232,6 @@ def _score(
 
 def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> EvaluateReport:
     classes = list(version.classes)
-    labels = (classes[truth] for truth in scores.truth)
-    lines = (("test", key, label) for key, label in zip(scores.keys, labels, strict=True))
     ticks = range(len(classes))
     table: dict[str, Any] = classification_report(
         scores.truth,
@@ -201,9 +247,9 @@ def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> 
         model_uri=model_uri,
         dataset_url=version.url,
         dataset_digest=version.digest,
-        test_digest=manifest.digest(lines),
+        test_digest=scores.digest(version, np.ones(len(scores.keys), bool)),
         samples=len(scores.keys),
-        accuracy=scores.accuracy,
+        accuracy=float(scores.right.mean()),
         loss=scores.loss,
         macro_f1=float(table["macro avg"]["f1-score"]),
         classes=classes,
@@ -215,39 +261,72 @@ def _report(version: Manifest, scores: _Scores, model_uri: str, run_id: str) -> 
     )
 
 
-def _champion(client: mlflow.MlflowClient, name: str, report: EvaluateReport) -> EvaluateReport:
-    """The report with the champion's version, and its accuracy here where that is known."""
-    champion = tracking.champion(client, name)
+def _beside_champion(
+    client: mlflow.MlflowClient,
+    name: str,
+    version: Manifest,
+    report: EvaluateReport,
+    scores: _Scores,
+    score: Callable[[str], _Scores],
+) -> EvaluateReport:
+    """The report with both models' accuracy on the test samples that neither has met."""
+    champion = tracking.patiently(lambda: tracking.champion(client, name))
     if champion is None or champion.source == report.model_uri:
         return report
-    return dataclasses.replace(
-        report,
-        champion_version=str(champion.version),
-        champion_accuracy=logged_model.accuracy_of(champion, report.test_digest),
+    met = tracking.patiently(lambda: met_by(client, champion, version, scores.keys))
+    chosen = np.array([key not in met.keys for key in scores.keys])
+    who = f"champion version {champion.version}"
+    report = dataclasses.replace(
+        report, champion_version=str(champion.version), champion_met=int((~chosen).sum())
     )
+    if met.unknown:
+        note = f"{who} may have been trained on some of the test samples: {met.unknown}"
+        _log.warning("%s; it is compared on all of them", note)
+        report = dataclasses.replace(report, champion_note=note)
+    if report.champion_met:
+        _log.warning(
+            "%s was trained or validated on %d of the %d test samples: left out in comparing it",
+            who, report.champion_met, report.samples,
+        )  # fmt: skip
+    if not chosen.any():
+        return report
+    digest = scores.digest(version, chosen)
+    report = dataclasses.replace(
+        report,
+        compared_accuracy=float(scores.right[chosen].mean()),
+        compared_digest=digest,
+        champion_accuracy=logged_model.accuracy_of(champion, digest),
+    )
+    if report.champion_accuracy is not None:
+        return report
+    return _measure_champion(client, champion, report, chosen, score)
 
 
 def _measure_champion(
     client: mlflow.MlflowClient,
+    champion: ModelVersion,
     report: EvaluateReport,
-    name: str,
-    version: Manifest,
-    batch_size: int,
-    device: str,
+    chosen: np.ndarray,
+    score: Callable[[str], _Scores],
 ) -> EvaluateReport:
     """Measure a champion that never met these test samples; its version keeps the result."""
-    number = report.champion_version
-    found = tracking.patiently(lambda: client.get_model_version(name, number))
-    source = str(found.source)
+    number, name = report.champion_version, champion.name
     _log.info("measuring the champion, version %s of %r, on the same samples", number, name)
     try:
-        scores = _score(version, source, batch_size=batch_size, device=device, threads=None)
+        scores = score(str(champion.source))
     except (ModelMismatchError, tracking.TrackingError) as error:
-        return dataclasses.replace(report, champion_version="", champion_note=str(error))
-    tag = tracking.accuracy_tag(report.test_digest)
-    accuracy = repr(scores.accuracy)
-    tracking.patiently(lambda: client.set_model_version_tag(name, number, tag, accuracy))
-    return dataclasses.replace(report, champion_accuracy=scores.accuracy)
+        return dataclasses.replace(
+            report,
+            champion_version="",
+            champion_note=str(error),
+            champion_met=0,
+            compared_accuracy=None,
+            compared_digest="",
+        )
+    accuracy = float(scores.right[chosen].mean())
+    tag = tracking.accuracy_tag(report.compared_digest)
+    tracking.patiently(lambda: client.set_model_version_tag(name, number, tag, repr(accuracy)))
+    return dataclasses.replace(report, champion_accuracy=accuracy)
 
 
 def _write_files(folder: Path, version: Manifest, report: EvaluateReport, scores: _Scores) -> None:

@@ -28,6 +28,14 @@ def register(
         name=gate["name"] or settings["data"]["name"],
         min_accuracy=gate["min_accuracy"],
         margin=gate["margin"],
+        comparison=run.Comparison(
+            champion=measured["champion_version"],
+            met=measured["champion_met"],
+            samples=measured["samples"] - measured["champion_met"],
+            digest=measured["compared_digest"],
+            accuracy=measured["compared_accuracy"],
+            note=measured["champion_note"],
+        ),
     )
     report.write(registration.path)
     pages = mlflow_version_metadata(report.name, report.version)

@@ -11,6 +11,10 @@ lost: a model that fails the gate is a registered version too, with the reason o
 | less than that                                             | `challenger` |
 | the champion is of other classes: a person has to choose   | `challenger` |
 | the champion was not measured on the same samples          | `challenger` |
+| the champion was trained or validated on all of them       | `challenger` |
+
+The same samples are those of the test split that the champion was not trained or validated on, as
+evaluate found out; how many it had met is on the version, and said.
 """
 
 from __future__ import annotations
@@ -43,6 +47,27 @@ class NotEvaluatedError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What evaluate found out beside the champion of that moment.
+
+    Args:
+        champion: Its version; an empty string where there was none to compare with.
+        met: Test samples that it was trained or validated on, which were left out.
+        samples: How many were left to compare on.
+        digest: Names these.
+        accuracy: The new model's on them; None where none are left.
+        note: Why it could not be known which the champion has met; else an empty string.
+    """
+
+    champion: str
+    met: int
+    samples: int
+    digest: str
+    accuracy: float | None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterReport(Report):
     """What the gate decided.
 
@@ -71,6 +96,7 @@ def register(
     min_accuracy: float = 0.0,
     margin: float = 0.0,
     test_digest: str | None = None,
+    comparison: Comparison | None = None,
 ) -> RegisterReport:
     """Register the model, once however often this is called, and give it its alias.
 
@@ -83,6 +109,7 @@ def register(
         min_accuracy: Below this the model gets no alias.
         margin: How much better than the champion it must be, in accuracy; 0 lets equal win.
         test_digest: The samples it was measured on, as evaluate reports; None asks the run.
+        comparison: With the champion, as evaluate reports it; None compares on `test_digest`.
 
     Raises:
         NotEvaluatedError: The run was never evaluated and `test_digest` is not given.
@@ -101,6 +128,7 @@ def register(
         min_accuracy=min_accuracy,
         margin=margin,
         test_digest=test_digest,
+        comparison=comparison,
     )
     return tracking.patiently(gate)  # again from the start: each of its requests may be repeated
 
@@ -116,12 +144,14 @@ def _register(
     min_accuracy: float,
     margin: float,
     test_digest: str | None,
+    comparison: Comparison | None,
 ) -> RegisterReport:
     digest = test_digest or _digest_of(client, run_id)
     _require_logged(client, model_uri)
     tags = {
         "test_accuracy": repr(accuracy),
         "test_digest": digest,
+        "test_left_out": str(comparison.met if comparison else 0),
         tracking.accuracy_tag(digest): repr(accuracy),
         **tracking.dataset_tags(version),
     }
@@ -135,6 +165,7 @@ def _register(
         min_accuracy=min_accuracy,
         margin=margin,
         champion=_champion(client, name),
+        comparison=comparison,
         model_uri=model_uri,
         classes=list(version.classes),
     )
@@ -165,6 +196,10 @@ class Champion:
     deleted: bool = False
     classes: list[str] | None = None
 
+    @property
+    def number(self) -> str:
+        return str(self.version.version)
+
 
 def _champion(client: mlflow.MlflowClient, name: str) -> Champion | None:
     version = tracking.champion(client, name)
@@ -182,6 +217,7 @@ def decide(
     min_accuracy: float,
     margin: float,
     champion: Champion | None,
+    comparison: Comparison | None,
     model_uri: str,
     classes: list[str],
 ) -> tuple[str, str]:
@@ -194,7 +230,7 @@ def decide(
         return CHAMPION, f"champion: the first model, accuracy {accuracy:.4f}"
     if champion.version.source == model_uri:
         return CHAMPION, f"champion: it is already, accuracy {accuracy:.4f}"
-    who = f"champion version {champion.version.version}"
+    who = f"champion version {champion.number}"
     if champion.deleted:
         return CHAMPION, f"champion: accuracy {accuracy:.4f}; the model of {who} was deleted"
     if champion.classes is not None and champion.classes != classes:
@@ -203,13 +239,41 @@ def decide(
             "no test set measures both: give it the alias champion by hand, or set register.name "
             "to another name"
         )
+    return _beside(champion, comparison, accuracy=accuracy, test_digest=test_digest, margin=margin)
+
+
+def _beside(
+    champion: Champion,
+    comparison: Comparison | None,
+    *,
+    accuracy: float,
+    test_digest: str,
+    margin: float,
+) -> tuple[str, str]:
+    """The same for a champion of the same classes: who is better on samples it has not met."""
+    who, where = f"champion version {champion.number}", ""
+    if comparison is not None and comparison.champion == champion.number:  # who still is it
+        if comparison.accuracy is None:
+            return CHALLENGER, (
+                f"challenger: {who} was trained or validated on all {comparison.met} test samples, "
+                "so that none compares the two; add test samples that it has not met, or give this "
+                "one the alias champion by hand"
+            )
+        accuracy, test_digest = comparison.accuracy, comparison.digest
+        if comparison.met:
+            where = (
+                f", on {comparison.samples} test samples: {comparison.met} that the champion was "
+                "trained or validated on are left out"
+            )
+        elif comparison.note:
+            where = f"; {comparison.note}"
     known = logged_model.accuracy_of(champion.version, test_digest)
     if known is None:
         return CHALLENGER, (
             f"challenger: {who} was not measured on the test samples {test_digest[:16]}; run "
             "evaluate with --champion-of, then register again"
         )
-    facts = f"accuracy {accuracy:.4f} against {known:.4f} of {who}, margin {margin:.4f}"
+    facts = f"accuracy {accuracy:.4f} against {known:.4f} of {who}, margin {margin:.4f}{where}"
     if accuracy >= known + margin:
         return CHAMPION, f"champion: {facts}"
     return CHALLENGER, f"challenger: {facts}"

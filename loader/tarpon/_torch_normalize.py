@@ -28,13 +28,13 @@ class Normalize:
     same bits on every device. Needs no random numbers and keeps no state.
 
     Args:
-        mean, std: One number per channel, 0..255; `std` above 0.
+        mean, std: Three numbers each, for red, green and blue, 0..255; `std` above 0.
         dtype: Of the result: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``.
-        fields: Names of the images in the batch, ``uint8[B, H, W, C]`` as ``RandomResizedCrop``
+        fields: Names of the images in the batch, ``uint8[B, H, W, 3]`` as ``RandomResizedCrop``
             and ``CenterCrop`` make them by default.
 
     Returns:
-        From a call with a batch: a dict with those fields as ``dtype[B, C, H, W]`` in
+        From a call with a batch: a dict with those fields as ``dtype[B, 3, H, W]`` in
         ``channels_last`` memory, and the others as they were.
 
     Raises:
@@ -50,9 +50,9 @@ class Normalize:
         fields: Sequence[str] = ("image",),
     ) -> None:
         self._mean, self._std = tuple(map(float, mean)), tuple(map(float, std))
-        if not self._mean or len(self._mean) != len(self._std):
+        if (len(self._mean), len(self._std)) != (3, 3):
             raise ValueError(
-                f"mean={mean!r}, std={std!r}, expected as many numbers in both, one per channel"
+                f"mean={mean!r}, std={std!r}, expected three numbers in both: images are RGB"
             )
         if not all(map(math.isfinite, self._mean + self._std)) or min(self._std) <= 0:
             raise ValueError(
@@ -74,13 +74,13 @@ class Normalize:
         if not isinstance(image, torch.Tensor):
             raise ValueError(
                 f"Normalize: field {name!r} is {_describe(image)}, expected a tensor uint8[B, H, "
-                f"W, {len(self._mean)}]; the batch has {sorted(batch)}; name the images in `fields`"
+                f"W, 3]; the batch has {sorted(batch)}; name the images in `fields`"
             )
-        if image.dtype != torch.uint8 or image.dim() != 4 or image.shape[3] != len(self._mean):
+        if image.dtype != torch.uint8 or image.dim() != 4 or image.shape[3] != 3:
             raise ValueError(
                 f"Normalize: field {name!r} is {image.dtype}{list(image.shape)}, expected "
-                f"torch.uint8[B, H, W, {len(self._mean)}]; leave dtype, layout, mean and std of "
-                "the loader's field at their defaults, or do without Normalize"
+                "torch.uint8[B, H, W, 3]; leave dtype, layout, mean and std of the loader's field "
+                "at their defaults, or do without Normalize"
             )
         mean, std = (constant.repeat(image.shape[2]) for constant in self._on(image.device))
         # By whole rows: a CPU has no vectors of three.

@@ -107,7 +107,8 @@ class ImagePipeline:
 
     Raises:
         ImportError: From ``import tarpon.dali``: DALI is not installed.
-        ValueError: A field is not there or of another kind; an unknown option; no GPU.
+        ValueError: A field is not there or of another kind; an unknown option; no GPU; with the
+            first batch, a ``buffer_bytes`` that is too small.
         BadSampleError: An image is broken, or of a kind that DALI does not decode, and the loader
             was not told to substitute it.
         RuntimeError: DALI failed, and not because of an image.
@@ -322,6 +323,8 @@ class ImagePipeline:
             at = loader._after(self._flying[-1].epoch, self._flying[-1].start)
         try:
             batch = loader._take_in_turn(*at)
+            if not self._flying:
+                self._check_room(batch)
             arrays = self._plan.arrays(
                 self._front.sizes,
                 seed=loader._seed,
@@ -335,6 +338,18 @@ class ImagePipeline:
         inputs = tuple(arrays[name] for name in self._plan.inputs())
         self._flying.append(_Flight(epoch=at[0], start=at[1], batch=batch, inputs=inputs))
         return inputs
+
+    def _check_room(self, batch: Batch) -> None:
+        """Refuse a ceiling under which the loader would wait for a batch until its time-out."""
+        ceiling = self._loader._ceiling
+        # The core rounds a batch's memory up, by an eighth at most.
+        takes = (self._prefetch + 1) * batch[self._image].data.nbytes * 9 // 8
+        if ceiling is not None and ceiling < takes:
+            raise ValueError(
+                f"ImagePipeline: {ceiling} of buffer_bytes are left for batches, expected at least "
+                f"{takes} for prefetch={self._prefetch} and one more, as large as the first; raise "
+                f"it by {takes - ceiling}, or lower prefetch or batch_size"
+            )
 
     def _arrival(self) -> tuple[_Flight, torch.Tensor]:
         """The oldest batch under way, once DALI has made it, or a GPU is about to."""

@@ -43,6 +43,9 @@ _ORDER_BYTES = 1024  # more than a state takes
 class IterableDataset(torch.utils.data.IterableDataset[Any]):
     """A Loader as a dataset of whole batches, for ``DataLoader(..., batch_size=None)``.
 
+    That ``batch_size=None`` is needed: given a number, or nothing, ``DataLoader`` stacks so many
+    batches into one, ``uint8[4, 256, ...]``, and nothing here can see it.
+
         dataset = tarpon.torch.IterableDataset(
             "train-{000000..000127}.tar",
             batch_size=256,

@@ -87,10 +87,34 @@ def test_a_throttled_server_is_network_bound(tmp_path: Path, web_server: Any) ->
     assert "cache_dir" in found.text
 
 
-def test_the_network_advice_follows_the_figures() -> None:
-    names = ("samples", "read_s", "decode_s", "full_s", "idle_s", "network_bytes", "requests")
+def made_up() -> dict[str, Any]:
+    """`stats()` of a loader that has handed over a batch of local samples."""
+    names = ("read_s", "decode_s", "full_s", "idle_s", "network_bytes", "requests")
     names += ("retries", "unplanned", "cache_hits", "cache_misses")
-    before = dict.fromkeys(names, 0) | {"samples": 8}
+    return dict.fromkeys(names, 0) | {"samples": 8}
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "loader_wait_s", "kind", "text"),
+    [
+        (0.3, 0.0, "compute-bound", "3.0% of the time waiting for data, which keeps up"),
+        (4.0, 0.2, "decode-bound", "40% of the time waiting for data, 38% for DALI, which"),
+        (4.0, 3.9, "disk-bound", "reading local or cached shards for 45%"),
+    ],
+)
+def test_waiting_for_dali_is_told_from_waiting_for_the_loader(
+    wait_s: float, loader_wait_s: float, kind: str, text: str
+) -> None:
+    before = made_up() | {"loader_wait_s": 1.0}
+    after = before | {"samples": 108, "read_s": 9.0, "idle_s": 11.0}
+    after["loader_wait_s"] += loader_wait_s
+    found = diagnose(before, after, seconds=10, wait_s=wait_s, threads=2)
+    assert found.kind == kind
+    assert text in found.text
+
+
+def test_the_network_advice_follows_the_figures() -> None:
+    before = made_up()
     after = before | {"samples": 108, "read_s": 9.0, "network_bytes": 10**7, "requests": 100}
 
     def text(**figures: int) -> str:

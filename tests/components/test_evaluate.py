@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -15,6 +16,7 @@ from components import loading, logged_model, manifest
 from components import tracking as mlflow_seam
 from components.evaluate import __main__ as command
 from components.evaluate import run
+from components.evaluate.met import met_by
 from components.register import run as gate
 from tests.components import blobs, colours
 from tests.components.conftest import Trained
@@ -120,11 +122,27 @@ def test_a_model_that_is_not_there(
 ) -> None:
     with pytest.raises(mlflow_seam.TrackingError, match=r"expected models:/m-\.\.\."):
         evaluate(copy_of_trained, model_uri="runs:/abc/model")
-    arguments = ["--dataset", copy_of_trained.dataset_url, "--run-id", "x", "--output", "out"]
+    arguments = ["--dataset", copy_of_trained.dataset_url, "--output", "out"]
     assert command.main([*arguments, "--model-uri", "models:/m-none"]) == 1
-    assert capsys.readouterr().err.startswith("evaluate: models:/m-none: cannot be loaded from")
+    assert capsys.readouterr().err.startswith("evaluate: models:/m-none: not found in sqlite:")
     assert command.main([*arguments, "--model-uri", "models:/m-none", "--device", "tpu"]) == 1
     assert "evaluate: --device='tpu': expected auto" in capsys.readouterr().err
+
+
+def test_no_run_but_the_models_own_gets_its_figures(
+    copy_of_trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, uri = copy_of_trained.report.run_id, copy_of_trained.report.model_uri
+    arguments = ["--dataset", copy_of_trained.dataset_url, "--output", "out", "--model-uri", uri]
+    assert command.main([*arguments, "--run-id", "nope"]) == 1
+    assert f"evaluate: run nope: expected the run that trained {uri}, which is {ours};" in (
+        capsys.readouterr().err
+    )
+    assert command.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["run_id"] == ours
+    client_of(copy_of_trained).delete_run(ours)
+    assert command.main(arguments) == 1
+    assert f"run {ours}: found it deleted, expected the run that" in capsys.readouterr().err
 
 
 def test_the_champion_is_measured_on_the_same_samples_once(
@@ -146,6 +164,8 @@ def test_the_champion_is_measured_on_the_same_samples_once(
     monkeypatch.setattr(run, "_score", score)
     report = evaluate(copy_of_trained, champion_of="blobs")
     assert (report.champion_version, report.champion_accuracy) == ("1", report.accuracy)
+    assert "its run is gone or names no dataset" in report.champion_note
+    assert report.compared_digest == report.test_digest
     assert evaluate(copy_of_trained, champion_of="blobs") == report
     ours = copy_of_trained.report.model_uri
     assert measured == [ours, twin, ours]
@@ -158,6 +178,53 @@ def test_the_champion_is_measured_on_the_same_samples_once(
     assert (gate_report.version, gate_report.alias) == ("2", "champion")
 
 
+def test_a_champion_is_not_measured_on_what_it_was_trained_on(
+    copy_of_trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its val and test samples are the test split of the new version; then its train samples."""
+    client = client_of(copy_of_trained)
+    ours = copy_of_trained.report
+    twin = client.get_logged_model(mlflow_seam.model_id_of(ours.model_uri)).artifact_location
+    client.create_registered_model("blobs")
+    client.create_model_version("blobs", twin, run_id=ours.run_id)
+    client.set_registered_model_alias("blobs", "champion", "1")
+    url = blobs.publish(tmp_path, version="v2", first=30, train=3, val=3, test=18)
+    report = evaluate(copy_of_trained, dataset_url=url, champion_of="blobs")
+    on_the_rest = evaluate(copy_of_trained)  # 45 to 53, which v1 has as its test split
+    assert (report.samples, report.champion_met, report.champion_note) == (18, 9, "")
+    assert report.compared_digest == on_the_rest.test_digest
+    assert report.compared_accuracy == report.champion_accuracy == on_the_rest.accuracy
+    said = "champion version 1 was trained or validated on 9 of the 18 test samples: left out"
+    assert said in caplog.text
+    tags = client.get_model_version("blobs", "1").tags
+    assert set(tags) == {mlflow_seam.accuracy_tag(report.compared_digest)}
+    url = blobs.publish(tmp_path, version="v3", train=3, val=3, test=9)
+    report = evaluate(copy_of_trained, dataset_url=url, champion_of="blobs")
+    assert (report.champion_version, report.champion_met) == ("1", 9)
+    assert (report.compared_accuracy, report.champion_accuracy) == (None, None)
+
+
+def test_what_a_model_has_met_is_told_only_from_its_very_dataset(tmp_path: Path) -> None:
+    url, tags = blobs.publish(tmp_path, train=3, val=3, test=3), {}
+    run_of = SimpleNamespace(get_run=lambda _: SimpleNamespace(data=SimpleNamespace(tags=tags)))
+    model = SimpleNamespace(source="s3://bucket/model", run_id="r")
+    new = manifest.read(blobs.publish(tmp_path, version="v2", first=5, train=3, val=3, test=3))
+
+    def unknown() -> str:
+        return met_by(run_of, model, new, ["a"]).unknown
+
+    assert unknown() == "its run is gone or names no dataset"
+    tags |= {"dataset.url": url, "dataset.digest": new.digest}
+    assert unknown() == ""  # the same dataset: the split is proven
+    tags["dataset.digest"] = "0" * 64
+    assert unknown() == f"{url} is not the version any more that it was trained on"
+    tags["dataset.digest"] = manifest.read(url).digest
+    (Path(url) / "train-000000.tar").unlink()
+    assert "train-000000.tar" in unknown()
+    (Path(url) / "dataset.json").unlink()
+    assert "no dataset.json, so this version does not exist" in unknown()
+
+
 def test_a_champion_that_cannot_be_measured_is_passed_over_and_said(
     copy_of_trained: Trained,
 ) -> None:
@@ -167,6 +234,7 @@ def test_a_champion_that_cannot_be_measured_is_passed_over_and_said(
     client.set_registered_model_alias("blobs", "champion", "1")
     report = evaluate(copy_of_trained, champion_of="blobs")
     assert (report.champion_version, report.champion_accuracy) == ("", None)
+    assert (report.compared_digest, report.compared_accuracy) == ("", None)
     assert "/gone: cannot be loaded from" in report.champion_note
 
 

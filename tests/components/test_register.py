@@ -105,6 +105,51 @@ def test_a_champion_of_other_test_samples_cannot_be_beaten_unseen(
     assert register(client, url, 0.99).alias == "champion"
 
 
+def beside(accuracy: float | None, *, met: int, **options: Any) -> run.Comparison:
+    left = {"champion": "1", "samples": 27 - met, "digest": OTHER}
+    return run.Comparison(accuracy=accuracy, met=met, **left | options)
+
+
+def test_the_champion_is_beaten_on_the_samples_it_has_not_met(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    register(client, url, 0.96)
+    client.set_model_version_tag("blobs", "1", mlflow_seam.accuracy_tag(OTHER), "0.75")
+    report = register(client, url, 0.7, comparison=beside(0.7, met=13))
+    assert report.alias == "challenger"
+    assert report.reason.endswith(
+        "accuracy 0.7000 against 0.7500 of champion version 1, margin 0.0000, on 14 test samples: "
+        "13 that the champion was trained or validated on are left out"
+    )
+    found = client.get_model_version("blobs", "2")
+    assert (found.tags["test_left_out"], found.description) == ("13", report.reason)
+    model = logged(client) | {"comparison": beside(0.8, met=13)}
+    assert register(client, url, 0.7, **model).alias == "champion"
+    assert register(client, url, 0.7, **model).alias == "champion"
+    assert client.get_model_version("blobs", "3").tags["test_left_out"] == "13"
+    # Of who was champion before this says nothing about who is now.
+    assert register(client, url, 0.6, comparison=beside(0.8, met=13)).alias == "challenger"
+
+
+def test_a_champion_that_has_met_all_test_samples_cannot_be_beaten(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    register(client, url, 0.5)
+    report = register(client, url, 0.9, comparison=beside(None, met=27))
+    assert report.alias == "challenger"
+    assert "validated on all 27 test samples, so that none compares the two; add" in report.reason
+
+
+def test_what_a_champion_has_met_may_be_unknown_and_is_said(
+    client: mlflow.MlflowClient, url: str
+) -> None:
+    register(client, url, 0.5)
+    unknown = beside(0.9, met=0, digest=DIGEST, note="it may have been trained on some")
+    report = register(client, url, 0.9, comparison=unknown)
+    assert report.alias == "champion"
+    assert report.reason.endswith("margin 0.0000; it may have been trained on some")
+
+
 def test_a_champion_whose_model_was_deleted_protects_nothing(
     client: mlflow.MlflowClient, url: str
 ) -> None:
@@ -216,7 +261,9 @@ def test_the_component_maps_its_artifacts(
     client: mlflow.MlflowClient, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_UI_URL", "https://bob:pw@mlflow.example/")
-    measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, **logged(client)}
+    measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, "samples": 3}
+    measured |= {"champion_version": "", "champion_met": 0, "champion_note": ""}
+    measured |= {"compared_digest": "", "compared_accuracy": None, **logged(client)}
     evaluation = SimpleNamespace(path=str(tmp_path / "evaluation"))
     Path(evaluation.path).write_text(json.dumps(measured))
     registration = SimpleNamespace(path=str(tmp_path / "registration"), metadata={})

@@ -328,6 +328,16 @@ def test_a_gpu_that_lags_behind_holds_one_batch_of_a_ceiling(shards: Path) -> No
     assert events[1].waited
 
 
+def test_a_ceiling_that_is_too_low_is_refused_with_the_first_batch(shards: Path) -> None:
+    told = {"buffer_bytes": 100_000, "timeout_s": 60}
+    with pipeline(shards, loader=told, prefetch=4) as fed:
+        with pytest.raises(ValueError, match=r"prefetch=4 and one more.*; raise it") as error:
+            next(iter(fed))
+        more = int(str(error.value).partition("raise it by ")[2].partition(",")[0])
+    with pipeline(shards, loader={"buffer_bytes": 100_000 + more}, prefetch=4) as fed:
+        assert len(list(fed)) == 6
+
+
 def test_tensors_outlive_the_pipeline(shards: Path) -> None:
     with pipeline(shards, crops="tarpon") as fed:
         kept = list(fed)

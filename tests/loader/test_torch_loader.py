@@ -371,12 +371,12 @@ def test_normalize_is_numpys_to_the_last_bit(
             assert a["label"].tolist() == b["label"].tolist()
 
 
-def test_normalize_takes_all_its_fields_and_any_number_of_channels() -> None:
-    images = torch.arange(2 * 4 * 5 * 1, dtype=torch.uint8).reshape(2, 4, 5, 1)
+def test_normalize_takes_all_its_fields() -> None:
+    images = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3)
     batch = {"a": images, "b": images + 1, "c": images}
-    found = Normalize((2,), (4,), fields=("a", "b"))(batch)
-    assert torch.equal(found["a"][:, 0], (images[..., 0].float() - 2) / 4)
-    assert torch.equal(found["b"][:, 0], (images[..., 0].float() - 1) / 4)
+    found = Normalize((1, 2, 3), (4, 4, 4), fields=("a", "b"))(batch)
+    assert torch.equal(found["a"][:, 1], (images[..., 1].float() - 2) / 4)
+    assert torch.equal(found["b"][:, 1], (images[..., 1].float() - 1) / 4)
     assert found["c"] is images
     assert batch["a"] is images  # nothing was overwritten
 
@@ -384,16 +384,16 @@ def test_normalize_takes_all_its_fields_and_any_number_of_channels() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (1, 2), "std": (1,)}, "as many numbers in both"),
-        ({"mean": (), "std": ()}, "as many numbers in both"),
-        ({"mean": (1,), "std": (0,)}, "std above 0"),
-        ({"mean": (float("nan"),), "std": (1,)}, "finite numbers"),
-        ({"mean": (1,), "std": (1,), "dtype": torch.float64}, "dtype=torch.float64, expected one"),
+        ({"std": (1, 1)}, "expected three numbers in both"),
+        ({"mean": (1, 2), "std": (3, 4)}, "expected three numbers in both"),
+        ({"std": (1, 0, 1)}, "std above 0"),
+        ({"mean": (1, float("nan"), 1)}, "finite numbers"),
+        ({"dtype": torch.float64}, "dtype=torch.float64, expected one"),
     ],
 )
 def test_normalize_refuses_what_makes_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Normalize(**options)
+        Normalize(**{"mean": MEAN, "std": STD} | options)
 
 
 @pytest.mark.parametrize(
