@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 STRATEGIES = ("random", "stratified", "group")
 """How split may divide samples."""
@@ -74,6 +74,29 @@ def check_fractions(value: Sequence[float], *, where: str = "split.fractions") -
         raise ValueError(
             f"{where}={list(value)!r}: expected three shares for train, val and test, none "
             "negative, train above 0, that sum to 1; for example [0.8,0.1,0.1]"
+        )
+
+
+def check_enough(
+    samples: Mapping[str, int], classes: Collection[str], *, until: str | None, where: str
+) -> None:
+    """Refuse, before a training, a dataset that it or what follows it would refuse.
+
+    Args:
+        samples: Of each split.
+        until: The last step of the pipeline; None: all of them.
+    """
+    if until not in ("train", "evaluate", "register", None):
+        return
+    if len(classes) < 2:
+        raise ValueError(
+            f"{where}: found the classes {sorted(classes)}, expected at least two to train on; was "
+            "a class lost in quarantine? The catalog's column `error` says why"
+        )
+    if until != "train" and not samples.get("test"):
+        raise ValueError(
+            f"{where}: no test sample among {sum(samples.values())}, expected at least one for "
+            "evaluate; raise the last of split.fractions or add data, or set until=train"
         )
 
 
