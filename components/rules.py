@@ -10,6 +10,8 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import entry_points
+from urllib.parse import urlsplit
 
 STRATEGIES = ("random", "stratified", "group")
 """How split may divide samples."""
@@ -33,6 +35,8 @@ MIN_SHARD_BYTES = 10_240
 RESERVED_VERSIONS = ("catalog", "checkpoints")
 """Folders beside the versions of a dataset, which no version may be called."""
 
+_TRACKING_KINDS = {"databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql",
+                   "postgresql", "sqlite", "uc"}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
@@ -149,6 +153,18 @@ def check_device(value: str, *, where: str = "train.device") -> None:
     """Refuse a device that has no such name; whether it is there is not asked."""
     if not _DEVICE.fullmatch(value):
         raise ValueError(f"{where}={value!r}: expected auto, cpu, cuda or cuda:<n>; use auto")
+
+
+def check_tracking_uri(value: str, *, where: str = "mlflow.uri") -> None:
+    """Refuse an address of a kind that neither MLflow nor a plugin of it knows."""
+    kind = urlsplit(value).scheme.partition("+")[0]  # mysql+pymysql is MySQL
+    plugins = {found.name for found in entry_points(group="mlflow.tracking_store")}
+    known = sorted(_TRACKING_KINDS | plugins)
+    if kind not in {"", *known}:
+        raise ValueError(  # without the rest, which may hold a password
+            f"{where}={kind}:..: expected a path, or an address of one of the kinds "
+            f"{', '.join(known)}{nearest(kind, known)}"
+        )
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -251,6 +251,8 @@ class Mlflow:
 
     def __post_init__(self) -> None:
         _check(self.uri != "", "mlflow.uri", self.uri, "a URI", "drop it for the default")
+        if self.uri is not None:
+            _obey(rules.check_tracking_uri, self.uri)
         _check(self.experiment != "", "mlflow.experiment", self.experiment, "a name", "give one")
 
 

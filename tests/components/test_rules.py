@@ -25,6 +25,8 @@ GOOD: list[tuple[Callable[..., None], Any]] = [
     (rules.check_group, None),
     (rules.check_group, r"(\d+)\.jpg$"),
     (rules.check_device, "cuda:12"),
+    (rules.check_tracking_uri, "mlruns"),
+    (rules.check_tracking_uri, "mysql+pymysql://host/db"),
 ]
 BAD: list[tuple[Callable[..., None], Any, str]] = [
     (rules.check_name, "bl\u00fcten", "expected ASCII letters"),
@@ -40,6 +42,7 @@ BAD: list[tuple[Callable[..., None], Any, str]] = [
     (rules.check_max_pixels, 178_956_971, "expected 1 to 178956970"),
     (rules.check_group, "(", "not a regular expression"),
     (rules.check_device, "cuda:", "expected auto, cpu, cuda or cuda:<n>"),
+    (rules.check_tracking_uri, "htp://bob:pw@host", r"htp:..: expected .*the nearest is 'http'"),
 ]
 
 
