@@ -8,7 +8,8 @@ lies beside them in this folder:
     pictures        phash, duplicates, figures
     training data   loading (a version as batches)
     trained models  logged_model (what an MLflow URI names)
-    the outside     executor (KFP's protocol), tracking (MLflow), progress (a person)
+    the outside     executor (KFP's protocol), tracking (MLflow), progress (a person),
+                    lifetime (a child ends with its parent)
 """
 
 import os

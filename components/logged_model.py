@@ -26,6 +26,10 @@ from components import tracking
 from components.store import without_secrets
 
 _RUN_ID = re.compile(r"^[0-9a-f]{32}$")
+_FORMS = (
+    "models:/<name>@<alias>, models:/<name>/<version>, models:/m-..., runs:/<run id>/<name>, "
+    "a run's id or a folder"
+)
 _NOT_CONTENT = "registered_model_meta"
 """MLflow adds this file to a copy that was asked for by a registered name."""
 
@@ -67,8 +71,6 @@ def load(asked: str, *, patience_s: float = tracking.PATIENCE_S) -> LoggedModel:
         TrackingError: MLflow has no such model, its files cannot be had, or it stays away.
         ModelMismatchError: It is not a model of the train step.
     """
-    import mlflow.pytorch  # and torch, which who only compares models can do without
-
     if not sys.stderr.isatty():  # a bar of a hundred lines in a log
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client = tracking.connect()
@@ -82,12 +84,12 @@ def load(asked: str, *, patience_s: float = tracking.PATIENCE_S) -> LoggedModel:
                 return uri, name, version, about, path
 
             uri, name, version, about, path = tracking.patiently(fetch, patience_s=patience_s)
-            network = mlflow.pytorch.load_model(path)
+            network = mlflow.pytorch.load_model(path)  # MLflow imports it, and torch, only here
             digest = _digest(Path(path))
     except (MlflowException, OSError) as error:
         raise tracking.TrackingError(
             f"{asked}: cannot be loaded from {without_secrets(mlflow.get_tracking_uri())} "
-            f"({without_secrets(str(error))}); check MLFLOW_TRACKING_URI, or train again"
+            f"({without_secrets(str(error))}); {_instead(client, asked)}"
         ) from error
     if not (about.get("classes") and about.get("image_size")):
         raise ModelMismatchError(
@@ -159,14 +161,37 @@ def resolve(client: mlflow.MlflowClient, asked: str) -> tuple[str, str, str]:
     else:
         name, slash, number = registered.rpartition("/")
         if not slash or not number.isdigit():
-            raise tracking.TrackingError(
-                f"model {asked!r}: expected models:/<name>@<alias>, models:/<name>/<version>, "
-                "models:/m-..., runs:/<run id>/<name>, a run's id or a folder"
-            )
+            raise tracking.TrackingError(f"model {asked!r}: expected {_FORMS}")
         found = client.get_model_version(name, number)
     logged = str(found.source).startswith("models:/m-")
     uri = str(found.source) if logged else f"models:/{name}/{found.version}"
     return uri, name, str(found.version)
+
+
+def _instead(client: mlflow.MlflowClient, asked: str) -> str:
+    """What to do about a model that cannot be had: the names there are or, of a known name, what
+    it has."""
+    advice = "check MLFLOW_TRACKING_URI, or train again"
+    name = re.split("[@/]", asked.removeprefix("models:/").strip("/"))[0]
+    try:
+        known = {model.name: model.aliases for model in client.search_registered_models()}
+        if not known:
+            return f"no model is registered there: {advice}"
+        if not asked.startswith("models:/") or name not in known:
+            return f"registered there: {_some(sorted(known))}; expected {_FORMS}"
+        versions = client.search_model_versions(f"name = '{name}'")
+    except (MlflowException, OSError):
+        return advice
+    numbers = sorted((int(version.version) for version in versions), reverse=True)
+    there = [f"@{alias}" for alias in sorted(known[name])] + [f"/{number}" for number in numbers]
+    if asked.removeprefix(f"models:/{name}") in there:  # its files are what is missing
+        return advice
+    return f"of models:/{name} there are {_some(there)}; ask for one of them"
+
+
+def _some(names: list[str]) -> str:
+    rest = f", ... {len(names)} in all" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + rest
 
 
 def _about(uri: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import entry_points
+from urllib.parse import urlsplit
 
 STRATEGIES = ("random", "stratified", "group")
 """How split may divide samples."""
@@ -33,6 +35,8 @@ MIN_SHARD_BYTES = 10_240
 RESERVED_VERSIONS = ("catalog", "checkpoints")
 """Folders beside the versions of a dataset, which no version may be called."""
 
+_TRACKING_KINDS = {"databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql",
+                   "postgresql", "sqlite", "uc"}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
@@ -74,6 +78,29 @@ def check_fractions(value: Sequence[float], *, where: str = "split.fractions") -
         raise ValueError(
             f"{where}={list(value)!r}: expected three shares for train, val and test, none "
             "negative, train above 0, that sum to 1; for example [0.8,0.1,0.1]"
+        )
+
+
+def check_enough(
+    samples: Mapping[str, int], classes: Collection[str], *, until: str | None, where: str
+) -> None:
+    """Refuse, before a training, a dataset that it or what follows it would refuse.
+
+    Args:
+        samples: Of each split.
+        until: The last step of the pipeline; None: all of them.
+    """
+    if until not in ("train", "evaluate", "register", None):
+        return
+    if len(classes) < 2:
+        raise ValueError(
+            f"{where}: found the classes {sorted(classes)}, expected at least two to train on; was "
+            "a class lost in quarantine? The catalog's column `error` says why"
+        )
+    if until != "train" and not samples.get("test"):
+        raise ValueError(
+            f"{where}: no test sample among {sum(samples.values())}, expected at least one for "
+            "evaluate; raise the last of split.fractions or add data, or set until=train"
         )
 
 
@@ -126,6 +153,18 @@ def check_device(value: str, *, where: str = "train.device") -> None:
     """Refuse a device that has no such name; whether it is there is not asked."""
     if not _DEVICE.fullmatch(value):
         raise ValueError(f"{where}={value!r}: expected auto, cpu, cuda or cuda:<n>; use auto")
+
+
+def check_tracking_uri(value: str, *, where: str = "mlflow.uri") -> None:
+    """Refuse an address of a kind that neither MLflow nor a plugin of it knows."""
+    kind = urlsplit(value).scheme.partition("+")[0]  # mysql+pymysql is MySQL
+    plugins = {found.name for found in entry_points(group="mlflow.tracking_store")}
+    known = sorted(_TRACKING_KINDS | plugins)
+    if kind not in {"", *known}:
+        raise ValueError(  # without the rest, which may hold a password
+            f"{where}={kind}:..: expected a path, or an address of one of the kinds "
+            f"{', '.join(known)}{nearest(kind, known)}"
+        )
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

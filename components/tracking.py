@@ -56,6 +56,9 @@ def connect() -> mlflow.MlflowClient:
     MLflow's client would send a request again by itself, for minutes, whether or not the server
     took the first one. Trying again is `patiently`'s and `RunLog`'s business, who know what may be
     sent twice.
+
+    Raises:
+        TrackingError: MLflow knows no such kind of address.
     """
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -65,7 +68,13 @@ def connect() -> mlflow.MlflowClient:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # steps print a report there
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_TIMEOUT_S)
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
-    return mlflow.MlflowClient()
+    try:
+        return mlflow.MlflowClient()
+    except MlflowException as error:
+        raise TrackingError(
+            f"mlflow at {server()}: no tracking server can be there ({reason(error)}); check "
+            "MLFLOW_TRACKING_URI"
+        ) from None  # it repeats the address, password and all
 
 
 def run_is_usable(

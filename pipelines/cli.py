@@ -1,7 +1,8 @@
 """``python -m pipelines``: reads a configuration, then runs the pipeline here or compiles it.
 
-Exit codes: 0 done, 1 the run failed, 2 the command was wrong, 130 interrupted. Only this module
-writes to stdout: the summary of a run, or what was asked for by ``--help`` and ``--cfg``.
+Exit codes: 0 done, 1 the run failed, 2 the command was wrong, 130 Ctrl-C and 143
+SIGTERM, both once the running steps have ended. Only this module writes to stdout: the summary of
+a run, or what was asked for by ``--help`` and ``--cfg``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from components.store import Store, StoreError, is_s3, local_path
 from pipelines import compose, environment, usage
 from pipelines.config import Config, ConfigError
-from pipelines.local import LocalRun, PipelineFailed
+from pipelines.local import LocalRun, PipelineFailed, PipelineStopped
 from pipelines.summary import remarks, summarise
 from pipelines.terminal import Terminal
 
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.error(f"{failure.step} failed: {failure.reason}")
         terminal.note(f"the step's whole log is {failure.log}")
         return 1
+    except PipelineStopped as stopped:
+        terminal.error(f"{stopped}; the same command goes on from what is finished")
+        return 128 + stopped.number
     except KeyboardInterrupt:
         terminal.error("interrupted; the same command goes on from what is finished")
         return 130

@@ -251,6 +251,8 @@ class Mlflow:
 
     def __post_init__(self) -> None:
         _check(self.uri != "", "mlflow.uri", self.uri, "a URI", "drop it for the default")
+        if self.uri is not None:
+            _obey(rules.check_tracking_uri, self.uri)
         _check(self.experiment != "", "mlflow.experiment", self.experiment, "a name", "give one")
 
 
@@ -336,6 +338,7 @@ class Config:
                 "shard, so nothing is left to run; drop one of the two"
             )
         self._check_groups()
+        self._check_test_share()
         if self.action == "compile" and not self.output:
             raise ConfigError(
                 f"output={self.output!r}: action=compile needs a file to write; "
@@ -350,6 +353,14 @@ class Config:
                 "ingest.group=None: split.strategy='group' keeps groups together, expected a "
                 "regular expression whose first (..) captures the group from each file's path; "
                 r"add for example 'ingest.group=([^/]+)-\d+\.jpg$'"
+            )
+
+    def _check_test_share(self) -> None:
+        """Say before the training what evaluate would say after it."""
+        if self.split.fractions[2] == 0 and self.includes("split") and self.includes("evaluate"):
+            raise ConfigError(
+                f"split.fractions={self.split.fractions!r}: leaves nothing to test, expected a "
+                "last share above 0 for evaluate; raise it, or set until=train"
             )
 
     def includes(self, step: str) -> bool:

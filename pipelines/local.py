@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -18,12 +19,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from kfp import local
 from kfp.local import executor_input_utils, logging_utils, subprocess_task_handler
 
+from components.lifetime import end_with
 from components.store import without_secrets
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -38,6 +42,14 @@ class PipelineFailed(RuntimeError):  # noqa: N818 - it reads as what happened
         self.step = step
         self.reason = reason
         self.log = log
+
+
+class PipelineStopped(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C arrived, and the steps that ran have ended since."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"stopped by {number.name}")
+        self.number = number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +79,11 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class LocalRun:
-    """One run of a pipeline in a folder of its own: artifacts by task, and `logs/<task>.log`."""
+    """One run of a pipeline in a folder of its own: artifacts by task, and `logs/<task>.log`.
+
+    SIGTERM and Ctrl-C are passed on to the steps and waited for: a training saves what it has.
+    Steps end with this process where it is killed without a word.
+    """
 
     folder: Path
     environment: Mapping[str, str]
@@ -75,16 +91,24 @@ class LocalRun:
     results: list[StepResult] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _tasks: dict[str, int] = field(default_factory=dict)
+    _running: set[subprocess.Popen[str]] = field(default_factory=set)
+    _stopped: signal.Signals | None = None
 
     def execute(self, pipeline: Callable[..., object], **parameters: str) -> list[StepResult]:
         """Run every step; returns the results in the order in which the steps ended.
 
         Raises:
             PipelineFailed: A step failed, or KFP could not go on after it.
+            PipelineStopped: A signal came before the last step was done.
         """
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         runner_log = self.folder / "logs" / "runner.log"
-        with _logging_to(runner_log), self._patched(), warnings.catch_warnings():
+        with (
+            _logging_to(runner_log),
+            self._patched(),
+            self._hearing(signal.SIGTERM, signal.SIGINT),
+            warnings.catch_warnings(),
+        ):
             # It warns of each setting that means nothing here, and of images without a
             # "python" in their name.
             warnings.filterwarnings("ignore", module=r"kfp\.local")
@@ -96,9 +120,30 @@ class LocalRun:
             try:
                 pipeline(**parameters)
             except Exception as error:
+                if self._stopped is not None:
+                    raise PipelineStopped(self._stopped) from None
                 logging.getLogger(__name__).exception("the pipeline failed")
                 raise self._failure(error, runner_log) from error
         return self.results
+
+    @contextlib.contextmanager
+    def _hearing(self, *numbers: signal.Signals) -> Iterator[None]:
+        before = {number: signal.signal(number, self._stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """Tell the steps to end; the run goes on as after a failure once they have.
+
+        A terminal sends Ctrl-C to the steps by itself, others send it to this process alone;
+        after one, SIGTERM changes nothing more.
+        """
+        self._stopped = self._stopped or signal.Signals(number)
+        for process in tuple(self._running):
+            process.terminate()
 
     def _failure(self, error: Exception, runner_log: Path) -> PipelineFailed:
         for result in self.results:
@@ -114,6 +159,8 @@ class LocalRun:
           well as any: the check goes.
         - Iterations of a ParallelFor all get the same folder, so two at a time overwrite each
           other's outputs: each task gets its own.
+        - A shell stands between this process and Python, and would keep signals for itself: it
+          makes way, see `_without_shell`.
         - `python3` is replaced in every argument, also inside the JSON of paths and settings:
           left alone; PATH decides, see `_environment`.
         - Output is printed line by line among the runner's own: it goes to a log per step, and
@@ -152,8 +199,8 @@ class LocalRun:
         outputs = _executor_input(full_command)["outputs"]
         output_file = Path(outputs["outputFile"])
         name = output_file.parent.name
-        if any(result.exit_code for result in self.results):
-            return 1  # a loop would go on with its other jobs, also after Ctrl-C
+        if self._stopped or any(result.exit_code for result in self.results):
+            return 1  # a loop would go on with its other jobs
         log = self.folder / "logs" / f"{name}.log"
         begin = time.monotonic()
         self.watcher.started(name)
@@ -168,14 +215,15 @@ class LocalRun:
         )
         with self._lock:
             self.results.append(result)
-        self.watcher.finished(result)
+        if exit_code == 0 or self._stopped is None:
+            self.watcher.finished(result)
         return exit_code
 
     def _stream(self, name: str, command: list[str], env: dict[str, str], log: Path) -> int:
         with (
             log.open("w", encoding="utf-8") as file,
             subprocess.Popen(
-                command,
+                _without_shell(command),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -183,16 +231,21 @@ class LocalRun:
                 encoding="utf-8",
                 errors="replace",
                 bufsize=1,
+                preexec_fn=partial(end_with, os.getpid()),
             ) as process,
         ):
             assert process.stdout is not None
+            self._running.add(process)
             try:
+                if self._stopped:  # it came while the process was being started
+                    process.terminate()
                 for line in map(without_secrets, process.stdout):  # a library's too
                     file.write(line)
                     file.flush()
                     self.watcher.said(name, line.rstrip())
                 return process.wait()
             finally:
+                self._running.discard(process)
                 if process.poll() is None:
                     process.terminate()
 
@@ -223,6 +276,13 @@ def reason_in(log: Path) -> str:
                 message,
             )
     return next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
+
+
+def _without_shell(command: list[str]) -> list[str]:
+    """The same command, where the shell that KFP writes becomes the Python that it starts."""
+    start = "_KFP_RUNTIME=true python3"
+    return [part.replace(start, "export _KFP_RUNTIME=true; exec python3") if at == 2 else part
+            for at, part in enumerate(command)]  # fmt: skip
 
 
 def _executor_input(command: list[str]) -> dict[str, Any]:

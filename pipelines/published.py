@@ -12,12 +12,14 @@ def published(config: str, dataset: dsl.Output[dsl.Dataset]) -> str:
     import json
     from pathlib import Path
 
-    from components import manifest
+    from components import manifest, rules
     from components.store import Store
 
     options = json.loads(config)
     store, data = Store(options["store"]["root"]), options["data"]
     found = manifest.read(store.url(data["name"], data["version"]))
+    samples = {name: info.samples for name, info in found.splits.items()}
+    rules.check_enough(samples, found.classes, until=options["until"], where=found.url)
     pointer = {
         "dataset_url": found.url,
         "name": found.name,
@@ -29,6 +31,6 @@ def published(config: str, dataset: dsl.Output[dsl.Dataset]) -> str:
     }
     Path(dataset.path).parent.mkdir(parents=True, exist_ok=True)
     Path(dataset.path).write_text(json.dumps(pointer), encoding="utf-8")
-    counts = {f"samples.{name}": info.samples for name, info in found.splits.items()}
+    counts = {f"samples.{name}": count for name, count in samples.items()}
     dataset.metadata.update({"version": found.version, "digest": found.digest} | counts)
     return found.url

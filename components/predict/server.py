@@ -39,6 +39,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
+LINGER_BODIES, LINGER_S = 4, 5.0
+"""How much of a refused body is still taken in, in largest allowed ones, and for how long."""
+
 DRAIN_S = 25
 """Longest wait for accepted requests after SIGTERM; Kubernetes kills after 30 s by default."""
 
@@ -99,7 +102,11 @@ class App:
                 reply = await self._run(scope, receive)
             finally:
                 self._admitted -= 1
-        await _send(send, scope, reply)
+        closing = reply.status in (408, 413, 503)  # the rest of the body was not read
+        await _send(send, scope, reply, closing=closing)
+        if closing:
+            await self._take_in(receive)
+            await send({"type": "http.response.body"})
 
     async def _run(self, scope: Message, receive: Receive) -> Reply:
         headers = {
@@ -136,19 +143,32 @@ class App:
             if not message.get("more_body", False):
                 return bytes(body)
 
+    async def _take_in(self, receive: Receive) -> None:
+        """Drop what still comes of a body: most clients look for the answer only after it, and a
+        connection closed in between would take the answer with it."""
+        left = LINGER_BODIES * self._max_body
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while left > 0:
+                    message = await receive()
+                    if not message.get("more_body", False):  # its end, or the client has gone
+                        return
+                    left -= len(message["body"])
+
     def _too_large(self, found: str) -> _RefusedError:
         return _RefusedError(413, f"found {found} bytes, expected {self._max_body} at most")
 
 
-async def _send(send: Send, scope: Message, reply: Reply) -> None:
+async def _send(send: Send, scope: Message, reply: Reply, *, closing: bool) -> None:
     body = reply.to_bytes()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if reply.status == 503:
         headers.append((b"retry-after", b"1"))
-    if reply.status in (408, 413, 503):
-        headers.append((b"connection", b"close"))  # the rest of the body was not read
+    if closing:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    shown = b"" if scope["method"] == "HEAD" else body
+    await send({"type": "http.response.body", "body": shown, "more_body": closing})
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -20,11 +20,7 @@ def register(
         measured = json.load(file)
     gate = settings["register"]
     report = run.register(
-        model_uri=measured["model_uri"],
-        run_id=measured["run_id"],
-        dataset_url=measured["dataset_url"],
-        accuracy=measured["accuracy"],
-        test_digest=measured["test_digest"],
+        **{field: measured[field] for field in run.MEASURED},
         name=gate["name"] or settings["data"]["name"],
         min_accuracy=gate["min_accuracy"],
         margin=gate["margin"],

@@ -42,6 +42,10 @@ _log = logging.getLogger(__name__)
 CHAMPION, CHALLENGER, NONE = "champion", "challenger", "none"
 
 
+MEASURED = ("model_uri", "run_id", "dataset_url", "accuracy", "test_digest")
+"""What is taken of evaluate's report."""
+
+
 class NotEvaluatedError(ValueError):
     """Nothing says on which samples the model was measured."""
 

@@ -11,12 +11,16 @@ def split(config: str, catalog: dsl.Input[dsl.Dataset], split: dsl.Output[dsl.Da
     import json
     from pathlib import Path
 
+    from components import rules
     from components.split import run
 
     options = json.loads(config)
     root, name = options["store"]["root"], options["data"]["name"]
     url = json.loads(Path(catalog.path).read_text(encoding="utf-8"))["catalog_url"]
     report = run.split(url, root=root, name=name, **options["split"])
+    rules.check_enough(
+        report.counts, report.classes, until=options["until"], where=report.catalog_url
+    )
     report.write(split.path)
     split.metadata.update(report.summary())
     return report.catalog_url

@@ -7,7 +7,6 @@ Ctrl-C go to every rank, the ranks save and end, and the code they end with is t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -17,10 +16,10 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+from components.lifetime import end_with
 from components.train.settings import Settings
 from components.train.stop import EXIT_CODES
 
-_PR_SET_PDEATHSIG = 1
 LAUNCHER = "TARPON_TRAIN_LAUNCHER_PID"
 
 
@@ -77,10 +76,8 @@ def die_with_launcher() -> None:
     Otherwise it would go on training, beside the ranks of the next attempt.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        parent = str(os.getppid())  # 1 proves nothing: in a container that is the launcher itself
-        if os.environ.get(LAUNCHER, parent) != parent:  # it has ended before this line
-            os.kill(os.getpid(), signal.SIGKILL)
+        # a parent of 1 proves nothing: in a container that is the launcher itself
+        end_with(int(os.environ.get(LAUNCHER) or os.getppid()))
 
 
 def _pass_on(number: int, _frame: FrameType | None) -> None:

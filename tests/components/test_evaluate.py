@@ -285,7 +285,7 @@ def test_kfp_gets_metrics_and_the_confusion_matrix(
     assert [row["row"] for row in matrix["rows"]] == report.confusion
 
 
-def test_a_failed_load_tells_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_load_tells_no_secrets(tracking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(uri: str) -> None:
         raise mlflow.MlflowException("no answer from http://me:secret@host/api")
 

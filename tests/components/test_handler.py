@@ -364,6 +364,13 @@ def test_bodies_that_are_too_large_or_never_come(handler: Handler) -> None:
         assert ask(port)[0] == 200
 
 
+def test_who_sends_a_large_body_to_its_end_still_gets_the_refusal(handler: Handler) -> None:
+    with serving(server.App(handler, max_body_bytes=8 << 20)) as port:
+        status, headers, body = ask(port, bytes(30 << 20))
+    assert (status, headers["Connection"]) == (413, "close")
+    assert body == {"error": f"found {30 << 20} bytes, expected {8 << 20} at most"}
+
+
 def test_the_example_asks_and_waits_where_it_is_told_to(handler: Handler, tmp_path: Path) -> None:
     (tmp_path / "rose.jpg").write_bytes(RED)
     (tmp_path / "notes.jpg").write_bytes(b"hello")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -285,6 +286,27 @@ def test_a_model_is_waited_for_while_the_server_is_away(
     failures.append(requests.ConnectionError("no answer"))
     with pytest.raises(mlflow_seam.TrackingError, match=r"no answer in 0 s .*; check MLFLOW_TRACK"):
         logged_model.load(model, patience_s=0)
+
+
+def test_what_is_not_there_is_answered_with_what_is(tracking: str) -> None:
+    with pytest.raises(
+        mlflow_seam.TrackingError, match="no model is registered there: check MLFLOW_TRACK"
+    ):
+        logged_model.load("models:/photos@champion")
+    client = mlflow_seam.connect()
+    client.create_registered_model("photos")
+    for _ in range(2):
+        client.create_model_version("photos", "somewhere")
+    client.set_registered_model_alias("photos", "champion", "2")
+    for asked, instead in {
+        "models:/photos@champoin": "of models:/photos there are @champion, /2, /1; ask for",
+        "models:/photos/3": "of models:/photos there are @champion, /2, /1; ask for",
+        "models:/photos@champion": "; check MLFLOW_TRACKING_URI, or train again",
+        "models:/fotos@champion": "registered there: photos; expected models:/<name>@<alias>",
+        "fotos": "registered there: photos; expected models:/<name>@<alias>",
+    }.items():
+        with pytest.raises(mlflow_seam.TrackingError, match=re.escape(instead)):
+            logged_model.load(asked)
 
 
 def test_broken_weights_are_no_scores(model: str) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from components import catalog
 from components.ingest import sample_photos
 from components.ingest.run import ingest
+from components.profile import __main__ as command
 from components.profile import numbers
 from components.profile.component import profile as profile_component
 from components.profile.run import ProfileReport, profile
@@ -239,6 +240,16 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     pq.write_table(table(row(0)).drop_columns(["phash"]), narrow)
     with pytest.raises(catalog.CatalogError, match=r"lacks the columns \['phash'\]"):
         profile(str(narrow), output=str(tmp_path / "p.html"))
+
+
+def test_by_hand(
+    tmp_path: Path, photos: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert command.main(["--catalog", photos[1], "--output", str(page)]) == 0
+    assert ProfileReport.from_json(capsys.readouterr().out).path == str(page)
+    assert command.main(["--catalog", photos[1], "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"profile: {tmp_path}: found a folder")
 
 
 def test_the_component_reads_the_catalogs_url_from_the_artifact(

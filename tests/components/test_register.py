@@ -12,6 +12,7 @@ import pytest
 
 from components import logged_model
 from components import tracking as mlflow_seam
+from components.register import __main__ as command
 from components.register import run
 from components.register.component import register as component
 from tests.components import blobs
@@ -280,3 +281,19 @@ def test_the_component_maps_its_artifacts(
     page = "https://mlflow.example/#/models/photos/versions/1"
     assert registration.metadata["mlflow_version_url"] == page
     assert registration.metadata["mlflow_links"] == f"[registered version]({page})"
+
+
+def test_by_hand(
+    client: mlflow.MlflowClient, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "report.json"
+    measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, **logged(client)}
+    file.write_text(json.dumps(measured | {"loss": 0.1}))
+    asked = ["--evaluation", str(file), "--min-accuracy", "0.95", "--name", "pets"]
+    assert command.main(asked) == 0
+    report = run.RegisterReport.from_json(capsys.readouterr().out)
+    assert (report.name, report.version, report.alias) == ("pets", "1", "none")
+    file.write_text('{"accuracy": 0.9}')
+    assert command.main(asked) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"register: {file}: no report of evaluate (KeyError: 'model_uri')")

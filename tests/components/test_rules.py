@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,8 @@ GOOD: list[tuple[Callable[..., None], Any]] = [
     (rules.check_group, None),
     (rules.check_group, r"(\d+)\.jpg$"),
     (rules.check_device, "cuda:12"),
+    (rules.check_tracking_uri, "mlruns"),
+    (rules.check_tracking_uri, "mysql+pymysql://host/db"),
 ]
 BAD: list[tuple[Callable[..., None], Any, str]] = [
     (rules.check_name, "bl\u00fcten", "expected ASCII letters"),
@@ -39,6 +42,7 @@ BAD: list[tuple[Callable[..., None], Any, str]] = [
     (rules.check_max_pixels, 178_956_971, "expected 1 to 178956970"),
     (rules.check_group, "(", "not a regular expression"),
     (rules.check_device, "cuda:", "expected auto, cpu, cuda or cuda:<n>"),
+    (rules.check_tracking_uri, "htp://bob:pw@host", r"htp:..: expected .*the nearest is 'http'"),
 ]
 
 
@@ -52,6 +56,25 @@ def test_what_is_refused_says_where(check: Callable[..., None], value: Any, mess
     with pytest.raises(ValueError, match=message) as error:
         check(value, where="some.key")
     assert str(error.value).startswith("some.key=")
+
+
+@pytest.mark.parametrize(
+    ("test", "classes", "until", "message"),
+    [
+        (0, "ab", None, "photos/v1: no test sample among 9, expected at least one"),
+        (0, "ab", "evaluate", "set until=train"),
+        (0, "ab", "train", None),
+        (1, "ab", None, None),
+        (1, "a", "train", r"photos/v1: found the classes \['a'\], expected at least two"),
+        (0, "a", "shard", None),
+    ],
+)
+def test_what_is_too_little_to_train_or_judge_is_refused_before(
+    test: int, classes: str, until: str | None, message: str | None
+) -> None:
+    refused = pytest.raises(ValueError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        rules.check_enough({"train": 9, "test": test}, classes, until=until, where="photos/v1")
 
 
 def test_asking_loads_nothing_heavy() -> None:

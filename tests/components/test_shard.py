@@ -415,6 +415,7 @@ def test_components_run_as_a_graph(tmp_path, monkeypatch):
     url = synthetic.write(tmp_path / "store", synthetic.photos(tmp_path / "source", 60))
     config = {
         "data": {"name": "photos", "version": None},
+        "until": "shard",
         "store": {"root": str(tmp_path / "store")},
         "split": {"strategy": "stratified", "by": None, "fractions": [0.8, 0.1, 0.1], "seed": 17},
         "shard": {"max_bytes": versions.MAX_BYTES, "partitions": 3},

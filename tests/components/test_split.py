@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from components.rules import STRATEGIES
 from components.split import __main__ as command
 from components.split import run
 from components.split.assign import quotas_by_class
+from components.split.component import split as component
 from components.store import StoreError
 from tests.components import synthetic
 
@@ -341,3 +344,17 @@ def test_by_hand(tmp_path, capsys):
     assert '"strategy": "stratified"' in capsys.readouterr().out
     assert command.main([*words, "--fractions", "1,1,1"]) == 1
     assert "split.fractions" in capsys.readouterr().err
+
+
+def test_the_step_refuses_what_cannot_be_evaluated_later(tmp_path):
+    url = synthetic.write(tmp_path, [synthetic.row(number) for number in range(5)])
+    (tmp_path / "catalog.json").write_text(json.dumps({"catalog_url": url}))
+    config = {
+        "data": {"name": "photos"},
+        "store": {"root": str(tmp_path)},
+        "split": {"fractions": [0.7, 0.3, 0]},
+        "until": None,
+    }
+    seen = SimpleNamespace(path=str(tmp_path / "catalog.json"))
+    with pytest.raises(ValueError, match="no test sample among 5"):
+        component.python_func(config=json.dumps(config), catalog=seen, split=None)

@@ -30,6 +30,16 @@ from components.system_metrics import SystemMetrics
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_an_address_of_no_kind_that_mlflow_knows_is_one_line(
+    tracking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://bob:hunter2@nowhere:1")
+    with pytest.raises(seam.TrackingError, match="mlflow at htp://nowhere:1") as caught:
+        seam.connect()
+    assert "check MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("memory_bytes", [0, 400, 1 << 20])
 def test_the_outbox_is_a_queue_wherever_its_lines_lie(memory_bytes: int) -> None:
     outbox, model = Outbox(memory_bytes), deque[str]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import tarfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipelines import usage
 from pipelines.cli import main
 from pipelines.compose import load
 from pipelines.config import key_types
+from pipelines.local import LocalRun, PipelineStopped
 
 
 def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,3 +165,22 @@ def test_a_step_s_error_is_shown_and_its_log_named(
     log = Path(error.rstrip().rpartition("whole log is ")[2])
     assert "Traceback" in log.read_text()
     assert not (tmp_path / "tarpon-data" / "photos").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    def execute(*_: object, **__: object) -> None:
+        raise PipelineStopped(number)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LocalRun, "execute", execute)
+    assert main(["data.source=x"]) == code
+    assert capsys.readouterr().err == (
+        f"error: stopped by {number.name}; the same command goes on from what is finished\n"
+    )

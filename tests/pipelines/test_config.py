@@ -77,6 +77,7 @@ def test_wrong_type_says_what_is_expected(override: str, message: str) -> None:
         (["split.fractions=[.8,.1]"], "three shares"),
         (["split.fractions=[.8,.1,.2]"], "sum to 1"),
         (["split.fractions=[0,.5,.5]"], "train above 0"),
+        (["split.fractions=[.8,.2,0]"], "raise it, or set until=train"),
         (["split.strategy=stratifed"], "one of random, stratified, group"),
         (["split.by=camera"], "set split.strategy=group"),
         (["split.near_duplicate_bits=40"], "expected 0 to 12 differing bits"),

@@ -3,8 +3,10 @@
 # no `from __future__ import annotations`: KFP reads the types of its components as they stand
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import List  # noqa: UP035 - what KFP's type checker knows
 
@@ -12,7 +14,7 @@ import pytest
 from kfp import dsl
 from kfp.local import executor_input_utils, logging_utils, subprocess_task_handler
 
-from pipelines.local import LocalRun, PipelineFailed, StepResult, reason_in
+from pipelines.local import LocalRun, PipelineFailed, PipelineStopped, StepResult, reason_in
 
 STEP = {"base_image": "any", "install_kfp_package": False}
 
@@ -149,6 +151,73 @@ def test_a_failure_is_told_in_the_step_s_own_words(tmp_path: Path) -> None:
     assert caught.value.reason == "shard 3: found 2 samples, expected 5; run it again"
     assert caught.value.step.startswith("pack")
     assert caught.value.log.is_file()
+
+
+@dsl.component(**STEP)
+def patient():
+    import signal
+    import sys
+    import time
+
+    def save(*_):
+        print("saved")
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, save)
+    print("ready", flush=True)
+    time.sleep(20)
+
+
+@dsl.pipeline(name="stopped")
+def stopped():
+    patient()
+
+
+class Signals(Watch):
+    def said(self, step: str, line: str) -> None:
+        super().said(step, line)
+        if line == "ready":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_goes_to_the_step_which_is_waited_for(tmp_path: Path) -> None:
+    watch = Signals()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(PipelineStopped, match="stopped by SIGTERM"):
+        LocalRun(folder=tmp_path, environment={}, watcher=watch).execute(stopped)
+    assert "saved" in watch.lines
+    assert watch.results == []  # to be stopped is no failure of the step
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pipelines.local import LocalRun
+
+class Watch:
+    def said(self, step, line):
+        os.write(1, line.encode())
+        os.kill(os.getpid(), 9)
+
+step = LocalRun(folder=Path(sys.argv[1]), environment={}, watcher=Watch())
+code = "import os, time; print(os.getpid(), flush=True); time.sleep(20)"
+step._stream("x", [sys.executable, "-c", code], dict(os.environ), step.folder / "x.log")
+"""
+
+
+def test_a_step_ends_with_a_runner_that_is_killed(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    step = Path("/proc", done.stdout.decode(), "stat")
+    for _ in range(200):
+        # without a parent that asks how it ended it may stay as a zombie
+        if not step.exists() or ") Z " in step.read_text():
+            return
+        time.sleep(0.01)
+    pytest.fail("the step lives on")
 
 
 def test_kfp_is_left_as_it_was(tmp_path: Path) -> None:
