@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_type_hints
 
 from components.executor import ExecutorInputError, Task
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         launch.die_with_launcher()
         return _work(task, options, given)
     except KeyboardInterrupt as error:
-        # One that is none of ours came while modules were imported: there was nothing to save.
+        # One that is none of ours came before the training listened: there was nothing to save.
         stop = error if isinstance(error, StopRequested) else StopRequested("SIGINT", "")
         if first:
             print(f"train: {stop}", file=sys.stderr)
@@ -126,7 +127,17 @@ def _reader(kind: Any) -> Any:
     return read
 
 
+def _end_at_once(number: int, _frame: FrameType | None) -> None:
+    """Before a training listens: nothing is lost, and an exception might be while modules load."""
+    if os.environ.get("RANK", "0") == "0":
+        said = StopRequested(signal.Signals(number).name, "")
+        os.write(sys.stderr.fileno(), f"train: {said}\n".encode())
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
     code = main()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # one that comes while Python ends changes no code

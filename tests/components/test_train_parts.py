@@ -172,6 +172,25 @@ def test_a_signal_that_comes_where_python_drops_exceptions_is_heard_all_the_same
             time.sleep(0 * id(Dropped()) + 60)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_modules_are_imported_is_one_line_and_a_code(number: signal.Signals) -> None:
+    """Where it comes Python drops an exception, as it does in an import's weak references."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Dropped:\n"
+        f"    def __del__(self): os.kill(os.getpid(), {int(number)})\n"
+        "class Launch:\n"
+        "    def processes_wanted(settings): Dropped(); sys.exit('unheard')\n"
+        "import components.train\n"
+        "components.train.launch = Launch\n"
+        "sys.argv[1:] = ['--dataset', 'd', '--output', 'o']\n"
+        "runpy.run_module('components.train', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    said = f"train: stopped by {number.name}; run the same command again\n"
+    assert (done.stderr, done.returncode) == (said, 128 + number)
+
+
 def test_between_steps_a_signal_is_noted_and_not_forgotten() -> None:
     with StopSignals(patient=True) as stop:
         stop.hear_at_once("")
