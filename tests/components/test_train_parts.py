@@ -23,7 +23,7 @@ from torch import nn
 from components import manifest, patience
 from components.store import StoreError
 from components.train import __main__ as command
-from components.train import batches, launch
+from components.train import batches, launch, lock
 from components.train.__main__ import _parser, _what_is_asked
 from components.train.checkpoint import CheckpointMismatchError, Checkpoints, State, start_from
 from components.train.distributed import Ranks, RanksError
@@ -138,6 +138,27 @@ def test_a_truth_value_that_is_none_is_refused(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         command.main(["--compile", "yes"])
     assert "--compile: invalid bool value: 'yes'" in capsys.readouterr().err
+
+
+def test_a_second_process_in_a_training_s_folder_is_refused_and_a_dead_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
+    code = (
+        "import sys, time\n"
+        "from components.train import lock\n"
+        "with lock.alone(sys.argv[1]): print(flush=True); time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        said = f"^{tmp_path}: found process {other.pid} at work on this very training, expected"
+        with pytest.raises(lock.TrainingBusyError, match=said), lock.alone(str(tmp_path)):
+            pass
+        other.kill()
+    with lock.alone(str(tmp_path)):
+        assert (tmp_path / lock.LOCK).read_text() == str(os.getpid())
 
 
 # ---- signals ---------------------------------------------------------------------------------
