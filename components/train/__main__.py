@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -85,8 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m components.train",
         description="Train a classifier on a published dataset version; one MLflow run per "
         "training. Killed at any instant, the same command goes on from the last checkpoint.",
-        epilog="Every option is explained in components/train/settings.py and by "
-        "`python -m pipelines --help`, under train.<name>.",
+        epilog="In the pipeline each option is train.<name>: `python -m pipelines --help`.",
     )
     parser.add_argument("--executor-input", metavar="JSON", help="what KFP's launcher passes")
     add_arguments(parser)
@@ -97,16 +99,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiment", default="tarpon", help="MLflow experiment (%(default)s)")
     parser.add_argument("--allow-unproven", action="store_true", help="accept a missing proof")
     parser.add_argument("--fresh", action="store_true", help="begin again, drop the checkpoints")
-    hints = get_type_hints(Settings)
+    hints, meanings = get_type_hints(Settings), _meanings()
     for field in dataclasses.fields(Settings):
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=_reader(hints[field.name]),
             default=field.default,
             metavar=field.name.upper(),
-            help="default: %(default)s",
+            help=f"{meanings[field.name]} (default: {_typed(field.default)})",
         )
     return parser
+
+
+def _meanings() -> dict[str, str]:
+    """What each setting is, as the docstring of `Settings` says it."""
+    _, _, arguments = (inspect.getdoc(Settings) or "").partition("Args:")
+    found = {}
+    for entry in re.split(r"\n {4}(?=\w)", arguments)[1:]:
+        names, _, text = entry.partition(":")
+        for name in names.split(", "):
+            found[name] = " ".join(text.split()).replace("`", "").replace("%", "%%").rstrip(".")
+    return found
+
+
+def _typed(value: Any) -> str:
+    """A default as one would type it: null, false, 0.003, adamw."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _reader(kind: Any) -> Any:

@@ -91,6 +91,9 @@ def test_every_setting_is_an_option_of_the_command() -> None:
     assert Settings(**given) == Settings(clip_norm=2.0, cosine=False)
     assert launch.processes_wanted(Settings(**given)) == 1
     assert launch.processes_wanted(Settings(processes=4)) == 4
+    said = " ".join(_parser().format_help().split())
+    assert "--optimizer OPTIMIZER adamw or sgd (default: adamw)" in said
+    assert "--clip-norm CLIP_NORM Largest norm of the gradient; null: any (default: null)" in said
 
 
 @pytest.mark.parametrize(
