@@ -74,6 +74,20 @@ def require_proof(manifest: Manifest) -> None:
         )
 
 
+def require_batch(manifest: Manifest, batch_size: int) -> None:
+    """Refuse a train split from which no whole batch of all ranks can be made.
+
+    Raises:
+        EmptySplitError: It has fewer samples.
+    """
+    samples = split_samples(manifest, "train")
+    if samples < batch_size:
+        raise EmptySplitError(
+            f"{manifest.url}: the train split has {samples} samples, expected at least one batch "
+            f"of {batch_size}; lower train.batch_size or add data"
+        )
+
+
 def train_batches(
     manifest: Manifest,
     *,
@@ -94,12 +108,7 @@ def train_batches(
     Raises:
         EmptySplitError: Fewer samples than one batch of all ranks.
     """
-    samples, wanted = split_samples(manifest, "train"), batch_size * world_size
-    if samples < wanted:
-        raise EmptySplitError(
-            f"{manifest.url}: the train split has {samples} samples, expected at least one batch "
-            f"of {wanted}; lower train.batch_size or add data"
-        )
+    require_batch(manifest, batch_size * world_size)
     crop = tarpon.RandomResizedCrop(image_size, ext=IMAGE_EXTENSIONS)
     return tarpon.Loader(
         manifest.shards_url("train"),

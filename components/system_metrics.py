@@ -58,12 +58,15 @@ class SystemMetrics:
         return found
 
     def _work(self) -> None:
-        while not self._stop.wait(self._every_s):
-            try:
+        """A sample every so often and one at the end, which is all that a short run has."""
+        try:
+            self.sample()  # psutil tells the load since this thread's call before; the first says 0
+            ended = False
+            while not ended:
+                ended = self._stop.wait(self._every_s)
                 self._run_log.add_sampled(self.sample())
-            except Exception as error:  # a driver that went away is no reason to stop a training
-                _log.warning("system metrics end here: %s: %s", type(error).__name__, error)
-                return
+        except Exception as error:  # a driver that went away is no reason to stop a training
+            _log.warning("system metrics end here: %s: %s", type(error).__name__, error)
 
 
 def _monitors() -> list[Any]:

@@ -41,6 +41,9 @@ REQUEST_TIMEOUT_S = "60"
 ATTEMPT_TAG = "tarpon.attempt"
 """Names the start that made a run, so that a lost answer does not leave a second, empty run."""
 
+TRAINING_TAG = "train.key"
+"""The tag of a run and of a logged model that names its training: same key, same weights."""
+
 DIGEST_CHARS = 36
 """MLflow refuses longer dataset digests; the full one is in the run's tag `dataset.digest`."""
 
@@ -118,8 +121,8 @@ def open_run(
             outage; False where `SystemMetrics` takes them.
 
     Raises:
-        TrackingError: The server stays away or says no, the injected run is deleted, or the run
-            was deleted within the block.
+        TrackingError: The server stays away or says no, the injected run is deleted or holds
+            another training, or the run was deleted within the block.
     """
     marks = dict(tags) | ({MLFLOW_RUN_NOTE: description} if description else {})
     injected = os.environ.get("MLFLOW_RUN_ID")
@@ -128,7 +131,7 @@ def open_run(
 
     def start() -> None:
         nonlocal run_id
-        run_id = _injected(client, injected) if injected else _resumed(client, resume)
+        run_id = _injected(client, injected, tags) if injected else _resumed(client, resume)
         if not run_id:
             made = {MLFLOW_RUN_NAME: name, **marks, ATTEMPT_TAG: attempt}
             run_id = _new_run(client, _experiment_id(client, experiment), made)
@@ -179,14 +182,22 @@ def _went_away(run_id: str, error: MlflowException) -> TrackingError:
     )
 
 
-def _injected(client: mlflow.MlflowClient, run_id: str) -> str:
+def _injected(client: mlflow.MlflowClient, run_id: str, tags: Mapping[str, str]) -> str:
+    """The run that `MLFLOW_RUN_ID` names, unless it holds another training than the tags do."""
+    mine = tags.get(TRAINING_TAG)
     try:
-        find_run(client, run_id)
+        found = find_run(client, run_id)
     except RunGoneError as error:
         raise TrackingError(
             f"MLFLOW_RUN_ID={run_id!r}: {error} at {server()}, expected an active run; restore it "
             f"(mlflow runs restore --run-id {run_id}), or unset MLFLOW_RUN_ID for a new one"
         ) from error
+    held = found.data.tags.get(TRAINING_TAG, mine)
+    if mine is not None and held != mine:
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run_id!r}: found the training {held} in that run, expected a fresh "
+            f"run or one of this training, {mine}; unset MLFLOW_RUN_ID for a new one"
+        )
     return run_id
 
 

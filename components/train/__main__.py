@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_type_hints
 
 from components.executor import ExecutorInputError, Task
@@ -42,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         launch.die_with_launcher()
         return _work(task, options, given)
     except KeyboardInterrupt as error:
-        # One that is none of ours came while modules were imported: there was nothing to save.
+        # One that is none of ours came before the training listened: there was nothing to save.
         stop = error if isinstance(error, StopRequested) else StopRequested("SIGINT", "")
         if first:
             print(f"train: {stop}", file=sys.stderr)
@@ -84,8 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m components.train",
         description="Train a classifier on a published dataset version; one MLflow run per "
         "training. Killed at any instant, the same command goes on from the last checkpoint.",
-        epilog="Every option is explained in components/train/settings.py and by "
-        "`python -m pipelines --help`, under train.<name>.",
+        epilog="In the pipeline each option is train.<name>: `python -m pipelines --help`.",
     )
     parser.add_argument("--executor-input", metavar="JSON", help="what KFP's launcher passes")
     add_arguments(parser)
@@ -96,16 +99,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiment", default="tarpon", help="MLflow experiment (%(default)s)")
     parser.add_argument("--allow-unproven", action="store_true", help="accept a missing proof")
     parser.add_argument("--fresh", action="store_true", help="begin again, drop the checkpoints")
-    hints = get_type_hints(Settings)
+    hints, meanings = get_type_hints(Settings), _meanings()
     for field in dataclasses.fields(Settings):
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=_reader(hints[field.name]),
             default=field.default,
             metavar=field.name.upper(),
-            help="default: %(default)s",
+            help=f"{meanings[field.name]} (default: {_typed(field.default)})",
         )
     return parser
+
+
+def _meanings() -> dict[str, str]:
+    """What each setting is, as the docstring of `Settings` says it."""
+    _, _, arguments = (inspect.getdoc(Settings) or "").partition("Args:")
+    found = {}
+    for entry in re.split(r"\n {4}(?=\w)", arguments)[1:]:
+        names, _, text = entry.partition(":")
+        for name in names.split(", "):
+            found[name] = " ".join(text.split()).replace("`", "").replace("%", "%%").rstrip(".")
+    return found
+
+
+def _typed(value: Any) -> str:
+    """A default as one would type it: null, false, 0.003, adamw."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _reader(kind: Any) -> Any:
@@ -126,7 +145,17 @@ def _reader(kind: Any) -> Any:
     return read
 
 
+def _end_at_once(number: int, _frame: FrameType | None) -> None:
+    """Before a training listens: nothing is lost, and an exception might be while modules load."""
+    if os.environ.get("RANK", "0") == "0":
+        said = StopRequested(signal.Signals(number).name, "")
+        os.write(sys.stderr.fileno(), f"train: {said}\n".encode())
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
     code = main()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # one that comes while Python ends changes no code

@@ -18,6 +18,9 @@ import torch
 from components.store import Store, StoreError, split_url
 from components.train.settings import Settings
 
+START = "checkpoint-000000000.pt"
+"""Holds no training yet, but its MLflow run: whoever was killed before the next goes on in that."""
+
 _NAME = re.compile(r"^checkpoint-(\d{9})\.pt$")
 _log = logging.getLogger(__name__)
 
@@ -179,8 +182,8 @@ class Checkpoints:
         return None
 
     def newest(self) -> str:
-        """The URL of the newest one, or an empty string."""
-        found = self._newest_first()
+        """The URL of the newest one with a step in it, or an empty string."""
+        found = [name for name in self._newest_first() if name != START]
         return self._store.url(found[0]) if found else ""
 
     def url(self, name: str) -> str:

@@ -20,6 +20,7 @@ from components.train import run
 from components.train.batches import DaliMissingError
 from components.train.checkpoint import CheckpointMismatchError
 from components.train.distributed import RanksError
+from components.train.lock import TrainingBusyError
 from components.train.loop import NonFiniteLossError
 from components.train.memory import OutOfMemoryError
 from components.train.model import UnknownModelError
@@ -40,6 +41,7 @@ EXPECTED = (
     StoreError,
     TarponError,
     TrackingError,
+    TrainingBusyError,
     UnknownModelError,
     UnprovenDatasetError,
 )

@@ -11,11 +11,9 @@ from mlflow.types import Schema, TensorSpec
 from torch import nn
 
 from components.manifest import Manifest
+from components.tracking import TRAINING_TAG
 from components.train.model import build_model
 from components.train.settings import Settings
-
-TRAINING_TAG = "train.key"
-"""The tag of a logged model that names its training: same key, same weights."""
 
 
 def log_model(

@@ -39,8 +39,8 @@ def processes_wanted(settings: Settings) -> int:
 def launch(arguments: list[str], processes: int) -> int:
     """Run this command once per rank with the same arguments; returns its exit code.
 
-    One of 130 and 143 after a signal, once all ranks have saved; else the code of the first rank
-    that failed, 128 + n where signal n ended it.
+    One of 130 and 143 after a signal, once all ranks have saved; else 128 + n where signal n ended
+    a rank, else the code of the first rank that failed.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -98,7 +98,8 @@ def _exit_code(failures: Mapping[int, Any]) -> int:
     if not failed:
         code = max(it.exitcode for it in failures.values())
         return int(code) if code > 0 else 128 - int(code)  # before a rank could listen
-    rank, code = min(failed.items())
+    # One that was killed before one that failed, maybe only because the other was gone.
+    rank, code = min(failed.items(), key=lambda item: (item[1] > 0, item[0]))
     if code < 0:
         name = signal.Signals(-code).name
         sys.stderr.write(

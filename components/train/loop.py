@@ -148,6 +148,11 @@ class Trainer:
         if self.step == self.epoch * self._epoch_steps:
             self._batches.set_epoch(self.epoch)
 
+    def save_start(self) -> None:
+        """Have a checkpoint written of where it begins, with the run to go on in after a kill."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(self._state(self._batches.state_dict()))
+
     def fit(self) -> None:
         """Train to the last epoch, with a checkpoint after each.
 

@@ -19,7 +19,6 @@ from typing import Any
 import mlflow
 import tarpon
 import torch
-from tarpon.cpus import usable_cpus
 
 from components import links, loading, manifest, tracking
 from components.manifest import Manifest
@@ -28,7 +27,7 @@ from components.run_log import RunLog
 from components.store import Store
 from components.system_metrics import SystemMetrics
 from components.train import batches as batches_of
-from components.train import checkpoint, distributed, memory
+from components.train import checkpoint, distributed, lock, memory, used
 from components.train.checkpoint import Checkpoints, State
 from components.train.distributed import Ranks, RanksError
 from components.train.loop import NonFiniteLossError, Trainer
@@ -136,6 +135,8 @@ def train(
         loading.require_proof(version)
     device = _pick_device(chosen)
     batches_of.pick_loader(chosen, device)
+    loading.require_batch(version, chosen.batch_size)
+    parameters = used.parameters(chosen, len(version.classes))
     if ":" in device:  # NCCL, DALI and events go to the current one
         torch.cuda.set_device(device)
     key = training_key(chosen, digest=version.digest, experiment=experiment)
@@ -148,6 +149,8 @@ def train(
             settings=chosen,
             version=version,
             device=device,
+            parameters=parameters,
+            allow_unproven=allow_unproven,
             ranks=ranks,
             stop=stop,
             key=key,
@@ -181,13 +184,6 @@ def _pick_device(settings: Settings) -> str:
     return picked
 
 
-def _pick_precision(settings: Settings, device: str) -> str:
-    if settings.precision != "auto":
-        return settings.precision
-    has = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-    return "bfloat16" if has else "float32"
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Training:
     """One rank of a training, and the store of its checkpoints and its report."""
@@ -195,6 +191,8 @@ class _Training:
     settings: Settings
     version: Manifest
     device: str
+    parameters: int
+    allow_unproven: bool
     ranks: Ranks
     stop: StopSignals
     key: str
@@ -209,7 +207,9 @@ class _Training:
             return self._follow()
         how = "failed"
         try:
-            report = self._lead(fresh=fresh)
+            self.stop.hear_at_once("")
+            with lock.alone(self.store.root):
+                report = self._lead(fresh=fresh)
             how = "done"
         except StopRequested as stop:
             how = stop.signal_name
@@ -224,7 +224,6 @@ class _Training:
         Before the first step and after the last a signal is heard at once: there may be a wait for
         the tracking server, and no step to come.
         """
-        self.stop.hear_at_once("")
         client = tracking.connect()
         with Checkpoints(self.store.root, keep=self.settings.keep_checkpoints) as checkpoints:
             if fresh:
@@ -258,7 +257,7 @@ class _Training:
         self, client: mlflow.MlflowClient, checkpoints: Checkpoints, state: State | None
     ) -> TrainReport:
         name = f"{self.version.name}-{self.version.version}-{self.settings.model}"
-        tags = tracking.dataset_tags(self.version) | {"train.device": self.device}
+        tags = tracking.dataset_tags(self.version) | self._tags()
         with (
             tracking.open_run(
                 client,
@@ -340,6 +339,7 @@ class _Training:
             return
         of_training = {"train.run_id": done.run_id, "train.model_uri": done.model_uri}
         tags = tracking.dataset_tags(self.version) | of_training
+        tags[tracking.TRAINING_TAG] = self.key
         experiment = tracking.patiently(lambda: client.get_run(done.run_id)).info.experiment_id
         page = links.mlflow_run_url(experiment, done.run_id)
         with (
@@ -356,6 +356,16 @@ class _Training:
             self._log_inputs(log)
             log.add(done.steps, done.metrics())
         _log.info("mlflow run %s is told what run %s came to", run_id, done.run_id)
+
+    def _tags(self) -> dict[str, str]:
+        """Which training this is, and what this start of it uses."""
+        of: dict[str, Any] = {
+            "device": self.device,
+            "ranks": self.ranks,
+            "parameters": self.parameters,
+        }
+        found = used.tags(self.settings, **of) | {tracking.TRAINING_TAG: self.key}
+        return found | ({"train.allow_unproven": "true"} if self.allow_unproven else {})
 
     def _description(
         self, tags: Mapping[str, str], facts: Mapping[str, str], pages: Mapping[str, str]
@@ -400,13 +410,13 @@ class _Training:
                 validation = stack.enter_context(batches_of.val_stream(version, settings, **where))
             else:
                 _log.warning("%s: the val split is empty, nothing is validated", version.url)
-            threads = settings.threads or ranks.threads or usable_cpus()
+            threads = used.threads(settings, ranks)
             watch = None if metrics is None else LoaderWatch(batches, metrics, threads=threads)
             with self._room_for_network():
                 trainer = Trainer(
                     network=network,
                     settings=settings,
-                    precision=_pick_precision(settings, self.device),
+                    precision=used.precision(settings, self.device),
                     batches=batches,
                     validation=validation,
                     metrics=metrics,
@@ -426,6 +436,8 @@ class _Training:
                 for row in state.history if state else ():  # a new run gets them as well
                     metrics.add(round(row["epoch"]) * len(batches), row)
                 metrics.restore(state.mlflow if state else ())
+                if state is None or state.run_id != metrics.run_id:
+                    trainer.save_start()
             trainer.fit()
         return trainer
 

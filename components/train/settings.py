@@ -40,6 +40,8 @@ class SettingsError(ValueError):
 class Settings:
     """How to train. The defaults suit about a thousand photographs on two CPU cores.
 
+    `python -m components.train --help` prints what follows; null is None.
+
     Args:
         epochs: Passes over the train split.
         batch_size: Samples per optimiser step, over all processes and accumulated parts.
@@ -48,29 +50,29 @@ class Settings:
         seed: Fixes the weights at the start, the order of the samples, their crops and mixtures.
         model: `convnet`, or a name of torchvision.models.
         device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
-        processes: Processes on this machine, one per device; None: one per visible GPU unless
+        processes: Processes on this machine, one per device; null: one per visible GPU unless
             the device is numbered, one on the CPU. Under torchrun its ranks count.
         precision: `float32`, `bfloat16` (autocast), or `auto`: bfloat16 on a GPU that has it.
         compile: Compile the network with torch.compile.
         optimizer: `adamw` or `sgd`.
-        momentum: Of SGD.
-        weight_decay: On weight matrices and filters only.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay, on matrices and filters only.
         warmup_epochs: Epochs of linear warm-up; may be a fraction.
-        cosine: A cosine takes the learning rate to zero after the warm-up; False: it stays.
+        cosine: A cosine takes the learning rate to zero after the warm-up; false: it stays.
         label_smoothing: Share of the target spread over the other classes, 0 to below 1.
         ema_decay: Decay of the running average of the weights, which is then what is validated
             and logged; 0: none.
         accumulate: Parts each process works off one after another for one optimiser step.
-        clip_norm: Largest norm of the gradient; None: any.
+        clip_norm: Largest norm of the gradient; null: any.
         mixup_alpha, cutmix_alpha: Both images are mixed by a share drawn from Beta(alpha, alpha);
             0: not. With both on, a coin decides at each step.
-        augment: `trivial`, `rand` or `auto` augmentation, by DALI only; None: none.
+        augment: `trivial`, `rand` or `auto` augmentation, by DALI only; null: none.
         loader: `tarpon`, `dali`, or `auto`: DALI on a GPU where it can be imported.
-        threads: Torch's and the loader's CPU threads each, per process; None leaves the choice.
+        threads: Torch's and the loader's CPU threads each, per process; null leaves the choice.
         checkpoint_every_s: Seconds between checkpoints within an epoch; each epoch ends with one.
         keep_checkpoints: The newest so many are kept.
         start_from: URL of another training's checkpoint, of the same network, optimiser, batch
-            size and seed, to begin at; None: from the start.
+            size and seed, to begin at; null: from the start.
     """
 
     epochs: int = 8

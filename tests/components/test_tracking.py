@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -258,6 +260,16 @@ def test_the_machine_is_measured(tracking: str) -> None:
             until = len(client.get_metric_history(run_id, "system/cpu_utilization_percentage"))
     history = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
     assert [metric.step for metric in history] == list(range(len(history)))
+
+
+def test_a_short_run_has_one_sample_of_the_machine_and_its_load_is_no_zero() -> None:
+    noted: list[dict[str, float]] = []
+    with SystemMetrics(SimpleNamespace(add_sampled=noted.append)):  # type: ignore[arg-type]
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            pass
+    (sample,) = noted
+    assert sample["system/cpu_utilization_percentage"] > 0
 
 
 def test_two_looks_at_a_loader_are_rates_and_shares() -> None:

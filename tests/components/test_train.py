@@ -48,6 +48,12 @@ def test_the_run_says_what_was_trained_on_what(trained: Trained) -> None:
     assert found.data.tags["dataset.digest"] == version.digest
     assert found.data.tags["dataset.url"] == trained.dataset_url
     assert found.data.tags["code.version"]
+    used = {name: found.data.tags[f"train.used.{name}"] for name in ("precision", "loader")}
+    assert used == {"precision": "float32", "loader": "tarpon"}
+    assert found.data.tags["train.used.threads"] == found.data.tags["train.used.processes"] == "1"
+    assert found.data.tags["train.used.torch"] == torch.__version__
+    assert int(found.data.tags["train.used.parameters"]) > 100_000
+    assert "train.allow_unproven" not in found.data.tags
     inputs = {
         {tag.key: tag.value for tag in item.tags}["mlflow.data.context"]: item.dataset
         for item in found.inputs.dataset_inputs
@@ -127,6 +133,7 @@ def test_an_unproven_dataset_is_taken_when_asked_for_by_name(tracking: str, tmp_
     report = run.train(url, output=str(tmp_path / "out"), allow_unproven=True, **short)
     assert report.steps == 1
     assert report.val_accuracy is None  # nothing to validate on, and it says so
+    assert client_of(tmp_path).get_run(report.run_id).data.tags["train.allow_unproven"] == "true"
 
 
 def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
@@ -135,12 +142,15 @@ def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
         run.train(url, output=str(tmp_path / "out"), **SETTINGS)
 
 
+def assert_no_run_was_opened(folder: Path) -> None:
+    assert client_of(folder).search_experiments(filter_string="name = 'tarpon'") == []
+
+
 def test_too_few_samples_for_a_batch(tracking: str, tmp_path: Path) -> None:
     url = blobs.publish(tmp_path, train=7)
     with pytest.raises(loading.EmptySplitError, match="the train split has 7 samples"):
         run.train(url, output=str(tmp_path / "out"), **SETTINGS)
-    (found,) = client_of(tmp_path).search_runs(["1"])
-    assert found.info.status == "FAILED"
+    assert_no_run_was_opened(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +236,14 @@ def test_several_processes_in_one_are_refused(trained: Trained, tmp_path: Path) 
         run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS, processes=2)
 
 
-def test_augmentation_without_dali_is_refused_before_a_run_is_opened(
+def test_what_cannot_be_trained_here_is_refused_before_a_run_is_opened(
     trained: Trained, tracking: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match=r"train.augment=.rand.: found the tarpon loader"):
         run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS, augment="rand")
-    assert client_of(tmp_path).search_experiments(filter_string="name = 'tarpon'") == []
+    with pytest.raises(UnknownModelError, match=r"train.model=.resnet999."):
+        run.train(trained.dataset_url, output=str(tmp_path / "out"), **SETTINGS, model="resnet999")
+    assert_no_run_was_opened(tmp_path)
 
 
 @pytest.mark.usefixtures("unlogged")
@@ -240,7 +252,7 @@ def test_a_checkpoint_of_other_classes_is_refused_by_name(
 ) -> None:
     (folder,) = (tmp_path / "checkpoints").iterdir()
     (folder / "report.json").unlink()
-    for path in folder.iterdir():
+    for path in folder.glob("*.pt"):
         state = torch.load(path, weights_only=True)
         torch.save(state | {"classes": ["blue", "red"]}, path)
     output = str(tmp_path / "checkpoints")

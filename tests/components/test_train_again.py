@@ -18,8 +18,9 @@ from mlflow.entities import LoggedModelStatus
 
 from components import manifest
 from components.store import Store
+from components.tracking import TRAINING_TAG, TrackingError
 from components.train import __main__ as command
-from components.train import export, run
+from components.train import run
 from components.train.checkpoint import Checkpoints
 from components.train.loop import LAG, NonFiniteLossError, Trainer
 from tests.components.conftest import SETTINGS, STEPS, Trained
@@ -85,7 +86,7 @@ def test_the_same_command_again_answers_without_training(
 
 
 @pytest.mark.usefixtures("unlogged", "every_checkpoint")
-@pytest.mark.parametrize("step", [3, 9])  # within an epoch, and just after one
+@pytest.mark.parametrize("step", [1, 9])  # before a first checkpoint, and just after an epoch
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     trained: Trained,
     tracking: str,
@@ -210,7 +211,7 @@ def test_stopped_while_the_model_is_logged_or_after_it_leaves_one_model(
     (folder,) = (copy_of_trained.folder / "checkpoints").iterdir()
     (folder / "report.json").unlink()
     client.create_logged_model(
-        "1", "model", copy_of_trained.report.run_id, tags={export.TRAINING_TAG: folder.name}
+        "1", "model", copy_of_trained.report.run_id, tags={TRAINING_TAG: folder.name}
     )
     with monkeypatch.context() as patch:
         real = run._Training._log_model
@@ -291,6 +292,10 @@ def test_an_injected_run_is_used(
     assert client.get_run(given).info.status == "FINISHED"
     assert client.get_run(given).data.params["train.epochs"] == "1"
     assert client.get_experiment_by_name("tarpon") is None
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    with pytest.raises(TrackingError, match=r"found the training \w+ in that run, expected a fres"):
+        run.train(trained.dataset_url, output=str(tmp_path / "out"), **short, seed=18)
+    assert client.get_run(given).info.status == "FINISHED"
 
 
 # ---- after a loss that is no number -------------------------------------------------------------
@@ -354,4 +359,5 @@ def test_weights_that_are_no_numbers_replace_no_checkpoint(
         "/checkpoint-000000004.pt and a lower",
         ruined(8),
     )
-    assert [path.name for path in tmp_path.rglob("*.pt")] == ["checkpoint-000000004.pt"]
+    names = sorted(path.name for path in tmp_path.rglob("*.pt"))
+    assert names == ["checkpoint-000000000.pt", "checkpoint-000000004.pt"]

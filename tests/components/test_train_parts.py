@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from components import manifest, patience
+from components import manifest
 from components.store import StoreError
 from components.train import __main__ as command
 from components.train import batches, launch
@@ -30,7 +28,6 @@ from components.train.distributed import Ranks, RanksError
 from components.train.mix import Targets, mix
 from components.train.optim import Average, StepGuard, build_optimizer, learning_rate
 from components.train.settings import HOW, Settings, SettingsError, training_key
-from components.train.stop import StopRequested, StopSignals
 from tests.components import blobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +88,9 @@ def test_every_setting_is_an_option_of_the_command() -> None:
     assert Settings(**given) == Settings(clip_norm=2.0, cosine=False)
     assert launch.processes_wanted(Settings(**given)) == 1
     assert launch.processes_wanted(Settings(processes=4)) == 4
+    said = " ".join(_parser().format_help().split())
+    assert "--optimizer OPTIMIZER adamw or sgd (default: adamw)" in said
+    assert "--clip-norm CLIP_NORM Largest norm of the gradient; null: any (default: null)" in said
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_every_setting_is_an_option_of_the_command() -> None:
         ([-2, -15], 130),
         ([1, 143], 1),
         ([-15, 1], 1),
-        ([1, -9], 1),
+        ([1, -9], 137),
         ([143, -9], 137),
     ],
 )
@@ -138,49 +138,6 @@ def test_a_truth_value_that_is_none_is_refused(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         command.main(["--compile", "yes"])
     assert "--compile: invalid bool value: 'yes'" in capsys.readouterr().err
-
-
-# ---- signals ---------------------------------------------------------------------------------
-
-
-def send(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
-
-
-def test_a_signal_ends_the_wait_for_an_absent_tracking_server() -> None:
-    def away() -> None:
-        raise ConnectionError("refused")
-
-    with StopSignals() as stop:
-        stop.hear_at_once("checkpoint-000000007.pt")
-        threading.Timer(0.05, send, [signal.SIGTERM]).start()
-        with pytest.raises(StopRequested, match=r"by SIGTERM; .* go on from checkpoint-000000007"):
-            patience.patiently(away, patience_s=60)
-        send(signal.SIGTERM)  # while it stops: nothing more to do
-        with pytest.raises(StopRequested, match="by SIGTERM"):
-            send(signal.SIGINT)  # somebody does not want to wait
-
-
-def test_a_signal_that_comes_where_python_drops_exceptions_is_heard_all_the_same() -> None:
-    class Dropped:
-        def __del__(self) -> None:
-            send(signal.SIGTERM)
-
-    with StopSignals() as stop:
-        stop.hear_at_once("")
-        with pytest.raises(StopRequested):
-            time.sleep(0 * id(Dropped()) + 60)
-
-
-def test_between_steps_a_signal_is_noted_and_not_forgotten() -> None:
-    with StopSignals(patient=True) as stop:
-        stop.hear_at_once("")
-        stop.hear_between_steps()
-        for _ in range(2):
-            send(signal.SIGINT)
-        assert stop.requested == "SIGINT"
-        with pytest.raises(StopRequested, match=r"^stopped by SIGINT; run the same command again$"):
-            stop.hear_at_once("")
 
 
 # ---- mixing ----------------------------------------------------------------------------------
