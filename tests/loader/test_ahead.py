@@ -32,8 +32,8 @@ def test_the_plan_reaches_a_window_at_every_batch_of_every_epoch(samples: int) -
 @pytest.mark.parametrize(
     ("mean", "expected"),
     [
-        (110_000, [1, 1, 1, 10, 37, 145]),  # far apart: gaps are not read
-        (4_000, [1, 1, 1, 10, 1011]),  # 37 batches would read all of the window
+        (110_000, [1, 1, 1, 7, 19, 55]),  # far apart: gaps are not read
+        (4_000, [1, 1, 1, 7, 1014]),  # 19 batches would read all of the window
     ],
 )
 def test_a_window_that_would_be_read_for_a_part_of_it_is_planned_whole(
