@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measured(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        return {field: report[field] for field in run.MEASURED}
+        return run.measured(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise run.NotEvaluatedError(
             f"{path}: no report of evaluate ({type(error).__name__}: {error}), expected the "

@@ -17,21 +17,13 @@ def register(
 
     settings = json.loads(config)
     with open(evaluation.path, encoding="utf-8") as file:
-        measured = json.load(file)
+        measured = run.measured(json.load(file))
     gate = settings["register"]
     report = run.register(
-        **{field: measured[field] for field in run.MEASURED},
+        **measured,
         name=gate["name"] or settings["data"]["name"],
         min_accuracy=gate["min_accuracy"],
         margin=gate["margin"],
-        comparison=run.Comparison(
-            champion=measured["champion_version"],
-            met=measured["champion_met"],
-            samples=measured["samples"] - measured["champion_met"],
-            digest=measured["compared_digest"],
-            accuracy=measured["compared_accuracy"],
-            note=measured["champion_note"],
-        ),
     )
     report.write(registration.path)
     pages = mlflow_version_metadata(report.name, report.version)

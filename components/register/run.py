@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import io
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import mlflow
@@ -40,10 +41,6 @@ from components.store import without_secrets
 _log = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, NONE = "champion", "challenger", "none"
-
-
-MEASURED = ("model_uri", "run_id", "dataset_url", "accuracy", "test_digest")
-"""What is taken of evaluate's report."""
 
 
 class NotEvaluatedError(ValueError):
@@ -69,6 +66,25 @@ class Comparison:
     digest: str
     accuracy: float | None
     note: str = ""
+
+
+def measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of `register` that the fields of evaluate's report say.
+
+    Raises:
+        KeyError: One of its fields is missing.
+    """
+    fields = ("model_uri", "run_id", "dataset_url", "accuracy", "test_digest")
+    return {field: evaluation[field] for field in fields} | {
+        "comparison": Comparison(
+            champion=evaluation["champion_version"],
+            met=evaluation["champion_met"],
+            samples=evaluation["samples"] - evaluation["champion_met"],
+            digest=evaluation["compared_digest"],
+            accuracy=evaluation["compared_accuracy"],
+            note=evaluation["champion_note"],
+        )
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -258,15 +258,20 @@ def test_it_says_nothing_on_its_own(
     assert capsys.readouterr() == ("", "")
 
 
+def evaluated(client: mlflow.MlflowClient, url: str, **beside: Any) -> str:
+    """A report as evaluate writes it, of a first model unless told what it was `beside`."""
+    measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, "samples": 27}
+    measured |= {"champion_version": "", "champion_met": 0, "champion_note": "", "loss": 0.1}
+    measured |= {"compared_digest": "", "compared_accuracy": None, **logged(client)}
+    return json.dumps(measured | beside)
+
+
 def test_the_component_maps_its_artifacts(
     client: mlflow.MlflowClient, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_UI_URL", "https://bob:pw@mlflow.example/")
-    measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, "samples": 3}
-    measured |= {"champion_version": "", "champion_met": 0, "champion_note": ""}
-    measured |= {"compared_digest": "", "compared_accuracy": None, **logged(client)}
     evaluation = SimpleNamespace(path=str(tmp_path / "evaluation"))
-    Path(evaluation.path).write_text(json.dumps(measured))
+    Path(evaluation.path).write_text(evaluated(client, url))
     registration = SimpleNamespace(path=str(tmp_path / "registration"), metadata={})
     config = {
         "data": {"name": "photos"},
@@ -287,8 +292,7 @@ def test_by_hand(
     client: mlflow.MlflowClient, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "report.json"
-    measured = {"accuracy": 0.9, "test_digest": DIGEST, "dataset_url": url, **logged(client)}
-    file.write_text(json.dumps(measured | {"loss": 0.1}))
+    file.write_text(evaluated(client, url))
     asked = ["--evaluation", str(file), "--min-accuracy", "0.95", "--name", "pets"]
     assert command.main(asked) == 0
     report = run.RegisterReport.from_json(capsys.readouterr().out)
@@ -297,3 +301,18 @@ def test_by_hand(
     assert command.main(asked) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"register: {file}: no report of evaluate (KeyError: 'model_uri')")
+
+
+def test_by_hand_too_the_champion_is_beaten_on_the_samples_it_has_not_met(
+    client: mlflow.MlflowClient, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(client, url, 0.96)
+    client.set_model_version_tag("blobs", "1", mlflow_seam.accuracy_tag(OTHER), "0.75")
+    beside = {"champion_version": "1", "champion_met": 13, "compared_digest": OTHER}
+    file = tmp_path / "report.json"
+    file.write_text(evaluated(client, url, **beside, compared_accuracy=0.8))
+    assert command.main(["--evaluation", str(file)]) == 0
+    report = run.RegisterReport.from_json(capsys.readouterr().out)
+    assert report.alias == "champion"
+    assert "accuracy 0.8000 against 0.7500 of champion version 1" in report.reason
+    assert "on 14 test samples: 13 that the champion" in report.reason
